@@ -1,0 +1,70 @@
+"""What one sees of a feature without steering it: label, examples, unembeds, frequency, flags."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn.functional import normalize
+
+from audit.candidates.examples import LABEL_SOURCE, label, quantile_examples, top_examples, top_rows
+from audit.candidates.unembeds import extremes
+from audit.records import Descriptors, FeatureId
+from audit.subject import Subject
+from audit.subject.activations import TokenActivations
+from audit.subject.dictionary import Dictionary
+
+DENSE_FREQUENCY = 0.1
+RARE_TOKENS = 20
+ANTIPODAL = 0.9
+N_EXAMPLES = 8
+
+
+def describe(subject: Subject, activations: TokenActivations, feature: FeatureId) -> Descriptors:
+    """The standard descriptors of one feature.
+
+    Args:
+        subject: model and dictionary.
+        activations: of the subject's own corpus, which the examples are cut from.
+        feature: one of the dictionary's.
+
+    Raises:
+        UsageError: the dictionary has no such feature.
+    """
+    subject.dictionary.check(feature)
+    rows, values = activations.column(feature.layer, feature.index)
+    shown = activations.document[top_rows(activations, feature, N_EXAMPLES)].tolist()
+    top, bottom = extremes(subject, feature)
+    return Descriptors(
+        feature=feature,
+        label=label(subject.model, activations, feature),
+        label_source=LABEL_SOURCE,
+        frequency=len(rows) / max(activations.n_tokens, 1),
+        max_activation=float(values.max(initial=0.0)),
+        mean_activation=float(values.mean()) if len(values) else 0.0,
+        decoder_norm=float(subject.dictionary.decoder(feature).norm()),
+        top_examples=top_examples(subject, activations, feature, N_EXAMPLES),
+        quantile_examples=quantile_examples(subject, activations, feature, shown),
+        top_unembeds=top,
+        bottom_unembeds=bottom,
+        flags=_flags(subject.dictionary, activations, feature, len(rows)),
+    )
+
+
+def _flags(dictionary: Dictionary, activations: TokenActivations, feature: FeatureId, n_fired: int) -> tuple[str, ...]:
+    found = {
+        "dense": n_fired > DENSE_FREQUENCY * activations.n_tokens,
+        "rare": n_fired < RARE_TOKENS,
+        "antipodal": antipodality(dictionary, feature) > ANTIPODAL,
+    }
+    return tuple(name for name, holds in found.items() if holds)
+
+
+def antipodality(dictionary: Dictionary, feature: FeatureId) -> float:
+    """max over j ≠ i of cos(enc_i, enc_j) · cos(dec_i, dec_j) in the same layer, decoders concatenated over layers.
+
+    Source: Sun et al. 2025, on dense latents that come in pairs of opposite sign.
+    """
+    product = torch.ones(dictionary.n_features)
+    for matrix in (dictionary.W_enc[feature.layer], dictionary.W_dec[feature.layer].flatten(1)):
+        product *= normalize(matrix, dim=1) @ normalize(matrix[feature.index], dim=0)
+    product[feature.index] = -1.0
+    return float(product.max())

@@ -1,0 +1,98 @@
+"""Options that several commands share, and what they become: an ``AuditConfig``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from click.core import ParameterSource
+
+from audit.records import AuditConfig
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+DEFAULT_LEDGER = Path("ulterior.db")
+_DEFAULTS = {field.name: field.default for field in fields(AuditConfig)}
+
+
+class Strengths(click.ParamType[tuple[float, ...]]):
+    """Comma-separated numbers, such as ``0.5,1``."""
+
+    name = "NUMBERS"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        """Read them, and refuse what is not a number."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            numbers = tuple(float(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"'{value}' is not a list of numbers such as 0.5,1", param, ctx)
+        if not all(math.isfinite(number) for number in numbers):
+            self.fail(f"'{value}' holds a number that is not finite", param, ctx)
+        return numbers
+
+
+def subject_options(command: Command) -> Command:
+    """What is audited, for which concept, with which seed."""
+    return _all(
+        command,
+        click.argument("scenario"),
+        click.option("--subject", metavar="DIR", type=click.Path(path_type=str), help="Folder of the model. [default: the bundled one]"),
+        click.option(
+            "--dictionary", metavar="DIR", type=click.Path(path_type=str), help="Folder of its dictionary, or a bundled one's name."
+        ),
+        click.option("--corpus", metavar="FILE", type=click.Path(path_type=str), help='Text to observe: one {"text": ...} a line.'),
+        click.option("--concept", metavar="WORDS", help="What to look for. [default: the scenario's concept]"),
+        click.option("--seed", metavar="N", type=click.IntRange(min=0), default=_DEFAULTS["seed"], show_default=True),
+    )
+
+
+def sweep_options(command: Command) -> Command:
+    """How much is sampled, and at which doses."""
+    return _all(
+        command,
+        click.option(
+            "--samples",
+            metavar="N",
+            type=click.IntRange(min=1),
+            default=_DEFAULTS["samples"],
+            show_default=True,
+            help="Rollouts a variant.",
+        ),
+        click.option("--strengths", type=Strengths(), default=(), help="Doses, such as 0.5,1. [default: the sweep's own]"),
+    )
+
+
+def output_options(command: Command) -> Command:
+    """How the result is printed."""
+    return _all(
+        command,
+        click.option("--json", "wants_json", is_flag=True, help="Print the result as JSON."),
+        click.option("--quiet", is_flag=True, help="Say nothing on the way; problems are still printed."),
+    )
+
+
+def ledger_option(command: Command) -> Command:
+    """Which ledger."""
+    return _all(
+        command,
+        click.option("--ledger", "ledger_file", metavar="FILE", type=click.Path(path_type=Path), default=DEFAULT_LEDGER, show_default=True),
+    )
+
+
+def config_of(ctx: click.Context) -> AuditConfig:
+    """The configuration that a command line gives, with what was passed apart from what was defaulted."""
+    given = {name: value for name, value in ctx.params.items() if name in _DEFAULTS}
+    passed = (name for name in given if ctx.get_parameter_source(name) not in (ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP))
+    return AuditConfig(**given, passed=tuple(sorted(passed)))
+
+
+def _all(command: Command, *options: Callable[[Command], Command]) -> Command:
+    for option in reversed(options):
+        command = option(command)
+    return command

@@ -1,0 +1,70 @@
+"""The only writer to stdout: results, as text for people or as JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from audit.ledger import dump
+from audit.ledger.identity import parse
+from audit.plain import plain
+
+_WIDE = 200
+"""Columns when stdout is no terminal: nothing is folded in a pipe or a file."""
+
+
+def say(text: str = "") -> None:
+    """Print a line or more. Text of a model is made safe by the caller or by ``table``."""
+    _write(text + "\n")
+
+
+def as_json(value: Any) -> None:
+    """Print a JSON document, in ASCII, so that no text in it can act on a terminal."""
+    _write(json.dumps(value, indent=2, ensure_ascii=True, allow_nan=False) + "\n")
+
+
+def as_plain(record: object) -> dict[str, Any]:
+    """A record as the plain values of its canonical JSON."""
+    return parse(dump(record))
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "") -> None:
+    """Print a table; every cell is made safe, numbers stand to the right."""
+    listed = [[_cell(value) for value in row] for row in rows]
+    drawn = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for number, column in enumerate(columns):
+        right = bool(listed) and all(_is_figure(row[number]) for row in listed)
+        drawn.add_column(Text(column), justify="right" if right else "left", overflow="fold")
+    for row in listed:
+        drawn.add_row(*(Text(cell) for cell in row))
+    console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else _WIDE)
+    with console.capture() as captured:
+        console.print(drawn)
+    _write("\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n")
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:+.3f}" if isinstance(value, float) else plain(str(value))
+
+
+def _is_figure(text: str) -> bool:
+    return text[:1] in "+-0123456789"
+
+
+def _write(text: str) -> None:
+    """Write, and take it that a reader who left has seen enough: the exit code says what became of the run."""
+    encoding = sys.stdout.encoding or "utf-8"
+    try:
+        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

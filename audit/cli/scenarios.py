@@ -1,0 +1,86 @@
+"""``ulterior scenarios``: what can be audited."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from audit.cli import output
+from audit.cli.options import output_options
+from audit.errors import ExitCode
+from audit.plain import plain
+from audit.records import PromptKind
+from audit.scenario import Scenario, list_scenarios, load_scenario, read_scenario
+
+EPILOG = """\b
+Examples:
+  ulterior scenarios
+  ulterior scenarios show blackmail
+  ulterior scenarios check my-scenario.yaml
+"""
+
+
+@click.group(epilog=EPILOG, invoke_without_command=True)
+@output_options
+@click.pass_context
+def scenarios(ctx: click.Context, /, wants_json: bool, quiet: bool) -> ExitCode:
+    """List, show and check scenarios; alone it lists them."""
+    return _list(wants_json) if ctx.invoked_subcommand is None else ExitCode.DONE
+
+
+@scenarios.command("list")
+@output_options
+def list_all(wants_json: bool, quiet: bool) -> ExitCode:
+    """List the bundled scenarios."""
+    return _list(wants_json)
+
+
+@scenarios.command()
+@click.argument("scenario")
+@click.option("--language", metavar="NAME", help="The subject's, when several scenarios have that name.")
+@output_options
+def show(scenario: str, language: str | None, wants_json: bool, quiet: bool) -> ExitCode:
+    """Show one scenario: what is asked, and what counts as which outcome."""
+    found = load_scenario(scenario, language)
+    if wants_json:
+        output.as_json(found.model_dump(mode="json"))
+    else:
+        _show(found)
+    return ExitCode.DONE
+
+
+@scenarios.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@output_options
+def check(file: Path, wants_json: bool, quiet: bool) -> ExitCode:
+    """Check a scenario file; problems name file, line and key."""
+    found = read_scenario(file)
+    if wants_json:
+        output.as_json({"id": found.id, "version": found.version, "language": found.language, "digest": found.digest})
+    else:
+        output.say(f"{file}: {found.id} version {found.version}, for subjects that speak {found.language}, is in order")
+    return ExitCode.DONE
+
+
+def _list(wants_json: bool) -> ExitCode:
+    entries = list_scenarios()
+    if wants_json:
+        names = ("id", "title", "concept", "family", "language")
+        output.as_json([{**{name: getattr(entry, name) for name in names}, "path": str(entry.path)} for entry in entries])
+    else:
+        rows = [(entry.id, entry.title, entry.concept, entry.language) for entry in entries]
+        output.table(("scenario", "title", "concept", "language"), rows)
+    return ExitCode.DONE
+
+
+def _show(scenario: Scenario) -> None:
+    output.say(
+        f"{scenario.id} version {scenario.version}: {plain(scenario.title)}\n\n{plain(scenario.description.strip(), keep_lines=True)}\n"
+    )
+    for kind in PromptKind:
+        output.say(f"{kind.value.replace('_', ' ')}, variant 1 of {scenario.variants}:")
+        output.say("\n".join(f"  {message.role}: {plain(message.content)}" for message in scenario.variant(0, kind)) + "\n")
+    outcomes = scenario.outcomes
+    rules = [(name, getattr(outcomes, name).definition) for name in type(outcomes).model_fields]
+    output.table(("outcome", "when"), rows=rules)

@@ -1,0 +1,109 @@
+"""What a finished audit says, from its ledger: as a document for programs (``reports/schema/run.schema.json``) and as tables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from audit.cli import output
+from audit.ledger import Ledger
+from audit.plain import plain
+from audit.records import ArmKind, AuditResult, CandidateSet, CellResult, FeatureFinding, Interval, Ranking, SweepPlan
+from reports import ReportFiles
+
+CONTROLS = tuple(arm for arm in ArmKind if arm is not ArmKind.CANDIDATE)
+
+
+def document(ledger: Ledger, audit: str, paths: ReportFiles) -> dict[str, Any]:
+    """The JSON of ``ulterior run --json``."""
+    result, scores = ledger.get(audit, AuditResult), _scores(ledger, audit)
+    return {
+        "audit": audit,
+        "scenario": ledger.header(audit).scenario,
+        "candidates": [_candidate(finding, scores[str(finding.feature)]) for finding in result.findings],
+        "controls": [_control(arm, cell) for arm, cell in _controls(ledger, audit)],
+        "normalised_rank": result.normalised_rank,
+        "gate": {"decision": result.gate.value, "reason": result.gate_reason},
+        "report": {"html": str(paths.html), "md": str(paths.markdown), "json": str(paths.json)},
+    }
+
+
+def show(ledger: Ledger, audit: str, paths: ReportFiles) -> None:
+    """Print the candidates, the controls, the gate and where the report lies."""
+    result, scores = ledger.get(audit, AuditResult), _scores(ledger, audit)
+    labels = {str(each.feature): each.descriptors.label for each in ledger.get(audit, CandidateSet).candidates}
+    output.table(
+        ("feature", "label", "rank", "score", "predicted", "effect", "95 % interval", "coherent", "verdict"),
+        [_candidate_row(finding, scores[str(finding.feature)], labels[str(finding.feature)]) for finding in result.findings],
+        title=f"{audit}: candidates, effect at the dose chosen on one half of the variants, measured on the other",
+    )
+    output.say()
+    output.table(
+        ("control", "acted", "rate", "95 % interval", "unscorable", "coherent"),
+        [_control_row(cell) for _, cell in _controls(ledger, audit)],
+        title="controls",
+    )
+    output.say(f"\ngate    {result.gate.value}: {plain(result.gate_reason)}\nreport  {paths.html}")
+
+
+def _scores(ledger: Ledger, audit: str) -> dict[str, float | None]:
+    return {str(ranked.feature): ranked.acting_score for ranked in ledger.get(audit, Ranking).features}
+
+
+def _controls(ledger: Ledger, audit: str) -> list[tuple[ArmKind, CellResult]]:
+    arms = {cell.label: cell.arm for cell in ledger.get(audit, SweepPlan).cells}
+    return [(arms[cell.cell], cell) for cell in ledger.get(audit, AuditResult).cells if arms[cell.cell] in CONTROLS]
+
+
+def _candidate(finding: FeatureFinding, score: float | None) -> dict[str, Any]:
+    return {
+        "feature": str(finding.feature),
+        "rank": finding.rank,
+        "score": score,
+        "predicted": finding.predicted_acting,
+        "effect": finding.effect,
+        "interval": _bounds(finding.interval),
+        "coherent": finding.coherent_share,
+        "verdict": finding.finding.value,
+    }
+
+
+def _control(arm: ArmKind, cell: CellResult) -> dict[str, Any]:
+    return {
+        "cell": cell.cell,
+        "arm": arm.value,
+        "n": cell.n,
+        "n_scorable": cell.n_scorable,
+        "n_acted": cell.n_acted,
+        "rate": cell.rate,
+        "interval": _bounds(cell.interval),
+        "effect": cell.effect,
+        "effect_interval": _bounds(cell.effect_interval),
+        "coherent": cell.coherent_share,
+    }
+
+
+def _bounds(interval: Interval | None) -> list[float] | None:
+    return None if interval is None else [interval.low, interval.high]
+
+
+def _candidate_row(finding: FeatureFinding, score: float | None, label: str) -> tuple[object, ...]:
+    acts = "acts" if finding.predicted_acting else "discusses"
+    effect, interval = _points(finding.effect), _range(finding.interval)
+    return str(finding.feature), label, finding.rank, score, acts, effect, interval, _share(finding.coherent_share), finding.finding.value
+
+
+def _control_row(cell: CellResult) -> tuple[object, ...]:
+    counted = f"{cell.n_acted} of {cell.n_scorable}"
+    return cell.cell, counted, _share(cell.rate), _range(cell.interval), cell.n - cell.n_scorable, _share(cell.coherent_share)
+
+
+def _share(value: float | None) -> str | None:
+    return None if value is None else f"{value:.0%}"
+
+
+def _points(value: float | None) -> str | None:
+    return None if value is None else f"{value:+.0%}"
+
+
+def _range(interval: Interval | None) -> str | None:
+    return None if interval is None else f"{interval.low:.0%} to {interval.high:.0%}"

@@ -1,0 +1,117 @@
+"""ERA and TWERA: virtual weights weighted by how strongly both ends fire together.
+
+``ERA = E[1(a_j > 0) · a_i] · V_ij`` and ``TWERA = E[a_j a_i] / E[a_j] · V_ij``, same token for i and j (Ameisen et al. 2025, "Circuit
+Tracing", global weights). Every downstream feature of every later layer is a target; targets that co-fire with the source on fewer
+tokens than the cut-off are counted, never ranked.
+
+Blind spots: a target that the source switches off does not co-fire with it; effects through attention or of several hops are not here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from audit.connections import coactivation, virtual_weights
+from audit.connections.coactivation import Coactivation, Floats
+from audit.records import FeatureId
+from audit.subject import Subject
+from audit.subject.activations import TokenActivations
+from audit.subject.dictionary import Dictionary
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weights:
+    """Connection weights of S sources on the F targets of one layer."""
+
+    virtual: Floats
+    """(S, F)."""
+    era: Floats
+    """(S, F)."""
+    twera: Floats
+    """(S, F); 0 where the target never fires."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Edge:
+    """One connection, before its target is described."""
+
+    target: FeatureId
+    virtual_weight: float
+    era: float
+    twera: float
+    n_coactive: int
+    target_frequency: float
+
+
+def weigh(virtual: Floats, coactive: Coactivation) -> Weights:
+    """ERA and TWERA from virtual weights (S, F) and co-activation sums of the same shape."""
+    expected = np.divide(coactive.weighted, coactive.target_sum, out=np.zeros_like(coactive.weighted), where=coactive.target_sum > 0)
+    return Weights(virtual=virtual, era=coactive.gated / max(coactive.n_tokens, 1) * virtual, twera=expected * virtual)
+
+
+def denominators(dictionary: Dictionary, activations: TokenActivations, target_layer: int) -> NDArray[np.float32] | None:
+    """(n_tokens,) frozen norm denominators at the targets' site, or None when the dictionary reads the plain residual stream."""
+    if not virtual_weights.reading(dictionary).divided:
+        return None
+    return np.asarray(activations.sigma[:, target_layer])
+
+
+def layer_weights(
+    subject: Subject, activations: TokenActivations, sources: Sequence[FeatureId], target_layer: int
+) -> tuple[Weights, Coactivation]:
+    """Weights of sources of one layer on every feature of a later layer, with the sums that they come from."""
+    dictionary = subject.dictionary
+    gain = subject.model.mlp_norm_gain(target_layer) if virtual_weights.reading(dictionary).gained else None
+    virtual = virtual_weights.rows(dictionary, sources, target_layer, gain).numpy()
+    columns = activations.layers[sources[0].layer][:, [source.index for source in sources]]
+    coactive = coactivation.sums(columns, activations.layers[target_layer], denominators(dictionary, activations, target_layer))
+    return weigh(virtual, coactive), coactive
+
+
+def strongest(twera: Floats, supported: NDArray[np.bool_], top: int) -> NDArray[np.intp]:
+    """Indices of the ``top`` supported targets by |TWERA|, largest first; ties by index."""
+    order = np.argsort(-np.abs(twera), kind="stable")
+    return order[supported[order]][:top]
+
+
+def source_edges(
+    subject: Subject, activations: TokenActivations, sources: Sequence[FeatureId], *, top: int, support: int
+) -> Iterator[tuple[FeatureId, tuple[Edge, ...], int]]:
+    """The strongest supported edges of sources of one layer, over the features of all later layers.
+
+    Args:
+        subject: model and dictionary.
+        activations: of the corpus; its content tokens are what the expectations run over.
+        sources: features of one layer.
+        top: edges kept a source, by |TWERA|.
+        support: fewest tokens on which source and target must fire together.
+
+    Returns:
+        For each source: itself, its edges (largest |TWERA| first), and how many targets co-fired on fewer tokens than ``support``.
+    """
+    edges: list[list[Edge]] = [[] for _ in sources]
+    unsupported = [0] * len(sources)
+    for target_layer in range(sources[0].layer + 1, subject.dictionary.n_layers):
+        weights, coactive = layer_weights(subject, activations, sources, target_layer)
+        for s, n_coactive in enumerate(coactive.n_coactive):
+            chosen = strongest(weights.twera[s], (n_coactive >= max(support, 1)), top)
+            edges[s] += [_edge(weights, coactive, s, FeatureId(sources[s].dictionary, target_layer, int(j))) for j in chosen]
+            unsupported[s] += int(np.count_nonzero((n_coactive > 0) & (n_coactive < support)))
+    for source, found, n_unsupported in zip(sources, edges, unsupported, strict=True):
+        yield source, tuple(sorted(found, key=lambda edge: -abs(edge.twera))[:top]), n_unsupported
+
+
+def _edge(weights: Weights, coactive: Coactivation, s: int, target: FeatureId) -> Edge:
+    j = target.index
+    return Edge(
+        target=target,
+        virtual_weight=float(weights.virtual[s, j]),
+        era=float(weights.era[s, j]),
+        twera=float(weights.twera[s, j]),
+        n_coactive=int(coactive.n_coactive[s, j]),
+        target_frequency=float(coactive.n_firing[j] / max(coactive.n_tokens, 1)),
+    )

@@ -1,0 +1,84 @@
+"""Text → spans of the scenario's channels, read as a program that carries out actions would read them.
+
+- A channel begins at its opening tag and ends at the first of its closing tags.
+- Inside a private channel (thought) no tag but its own closing one means anything: an action thought of is none.
+- Another channel's opening tag ends a channel that is not private, so that no action hides in a reply left open.
+- A tag in quotation marks, alone or together with its closing tag, is talk about a tag.
+- What stands outside of all channels is a span of the channel ``text``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from audit.scenario import TEXT, Channel
+
+QUOTES = {'"': '"', "'": "'", "`": "`", "“": "”", "‘": "’", "«": "»", "„": "“"}
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A stretch of a transcript that belongs to one channel."""
+
+    channel: str
+    text: str
+    """Between the tags, as it stands."""
+    start: int
+    """Character offset of ``text`` in the transcript."""
+    end: int
+    closed: bool
+    """False when the transcript ends before the channel does."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Tag:
+    """An opening or closing tag."""
+
+    channel: str
+    opens: bool
+    start: int
+    end: int
+
+
+def parse(text: str, channels: Mapping[str, Channel]) -> tuple[Span, ...]:
+    """The spans of ``text`` in their order, blank text between channels left out."""
+    spans: list[Span] = []
+    tags = _tags(text, channels)
+    current, start = TEXT, 0
+    for number, tag in enumerate(tags):
+        if current == TEXT:
+            taken = tag.opens and not _quoted(text, tag, tags[number + 1 :])
+        elif tag.opens:
+            taken = not channels[current].private and tag.channel != current and not _quoted(text, tag, tags[number + 1 :])
+        else:
+            taken = tag.channel == current and not _between_quotes(text, tag)
+        if taken:
+            spans.append(Span(current, text[start : tag.start], start, tag.start, True))
+            current, start = (tag.channel if tag.opens else TEXT), tag.end
+    spans.append(Span(current, text[start:], start, len(text), current == TEXT))
+    return tuple(span for span in spans if span.channel != TEXT or span.text.strip())
+
+
+def _tags(text: str, channels: Mapping[str, Channel]) -> list[_Tag]:
+    """Every tag of every channel, longest first where one begins like another."""
+    known = {tag: (name, opens) for name, channel in channels.items() for tag, opens in ((channel.open, True), (channel.close, False))}
+    pattern = "|".join(re.escape(tag) for tag in sorted(known, key=len, reverse=True))
+    return [_Tag(*known[found[0]], found.start(), found.end()) for found in re.finditer(pattern, text)]
+
+
+def _quoted(text: str, tag: _Tag, later: list[_Tag]) -> bool:
+    """Whether an opening tag is talked about: quoted alone, or quoted together with the closing tag that follows."""
+    if _between_quotes(text, tag):
+        return True
+    before = text[: tag.start]
+    mark = QUOTES.get(before[-1:]) or ("`" if before.rstrip().endswith("```") else None)
+    close = next((other for other in later if other.channel == tag.channel and not other.opens), None)
+    return mark is not None and close is not None and text[close.end :].lstrip().startswith(mark)
+
+
+def _between_quotes(text: str, tag: _Tag) -> bool:
+    """Whether a tag stands in quotation marks by itself."""
+    mark = QUOTES.get(text[tag.start - 1 : tag.start])
+    return mark is not None and text.startswith(mark, tag.end)

@@ -1,0 +1,83 @@
+"""The ledger's tables. Migrations are applied in order, each in one transaction, and are never edited once released.
+
+Every table is append-only: triggers refuse UPDATE and DELETE, rollouts without a prediction and rows without an audit.
+"""
+
+from __future__ import annotations
+
+from sqlite_utils import Database, Migrations
+
+APPLICATION_ID = 0x554C5452
+"""``ULTR`` in the file's header: what tells a ledger from any other SQLite file."""
+
+SCHEMA_VERSION = 1
+"""Number of migrations; in the header as ``user_version``, so that an older program refuses a newer ledger."""
+
+MIGRATIONS = Migrations("ulterior")
+
+_TABLES = """
+CREATE TABLE audits (
+    id TEXT PRIMARY KEY,
+    created TEXT NOT NULL,
+    scenario TEXT NOT NULL,
+    scenario_version INTEGER NOT NULL,
+    scenario_digest TEXT NOT NULL,
+    fingerprint TEXT NOT NULL,
+    config_passed TEXT NOT NULL,
+    config_defaulted TEXT NOT NULL,
+    provenance TEXT NOT NULL,
+    digest TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE events (
+    audit TEXT NOT NULL REFERENCES audits(id),
+    seq INTEGER NOT NULL,
+    kind TEXT NOT NULL,
+    created TEXT NOT NULL,
+    payload TEXT NOT NULL,
+    previous TEXT NOT NULL,
+    digest TEXT NOT NULL,
+    PRIMARY KEY (audit, seq)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE rollouts (
+    audit TEXT NOT NULL REFERENCES audits(id),
+    chunk INTEGER NOT NULL,
+    position INTEGER NOT NULL,
+    cell TEXT NOT NULL,
+    variant INTEGER NOT NULL,
+    sample INTEGER NOT NULL,
+    payload TEXT NOT NULL,
+    PRIMARY KEY (audit, chunk, position)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE verdicts (
+    audit TEXT NOT NULL REFERENCES audits(id),
+    position INTEGER NOT NULL,
+    cell TEXT NOT NULL,
+    variant INTEGER NOT NULL,
+    sample INTEGER NOT NULL,
+    payload TEXT NOT NULL,
+    PRIMARY KEY (audit, position)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX audits_by_fingerprint ON audits(fingerprint);
+CREATE UNIQUE INDEX one_event_of_a_kind ON events(audit, kind) WHERE kind NOT IN ('chunk', 'resumed');
+CREATE UNIQUE INDEX one_rollout_of_a_kind ON rollouts(audit, cell, variant, sample);
+CREATE UNIQUE INDEX one_verdict_a_rollout ON verdicts(audit, cell, variant, sample);
+CREATE TRIGGER prediction_first BEFORE INSERT ON rollouts
+    WHEN NOT EXISTS (SELECT 1 FROM events WHERE audit = NEW.audit AND kind = 'prediction')
+    BEGIN SELECT RAISE(ABORT, 'the prediction comes before the first rollout'); END;
+"""
+
+_GUARD = """
+CREATE TRIGGER {table}_no_{verb} BEFORE {verb} ON {table}
+    BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
+"""
+
+
+@MIGRATIONS()
+def m001_tables(db: Database) -> None:
+    """Audits, their chained events, rollouts and verdicts."""
+    guards = [
+        _GUARD.format(table=table, verb=verb) for table in ("audits", "events", "rollouts", "verdicts") for verb in ("UPDATE", "DELETE")
+    ]
+    db.executescript(_TABLES + "".join(guards))
+    db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    db.execute("PRAGMA user_version = 1")

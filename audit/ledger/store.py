@@ -1,0 +1,269 @@
+"""The ledger: what an audit did, in the order in which it did it, in one SQLite file that only grows.
+
+An audit is a row of ``audits``, a chain of ``events`` in which each holds the digest of the one before, and the
+``rollouts`` and ``verdicts`` whose digests the chain seals. The prediction is an event, and no rollout is taken before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from pydantic import ValidationError
+
+from audit.errors import LedgerError
+from audit.ledger import opening
+from audit.ledger.chain import KINDS, SCENARIO, ChunkSeal, LedgerEvent, VerdictSeal, event_digest, header_digest, rows_digest
+from audit.ledger.identity import canonical, digest, dump, load, parse
+from audit.ledger.provenance import Provenance
+from audit.records import AuditConfig, AuditHeader, Ranking, Rollout, SweepPlan, Verdict
+from audit.scenario import Scenario
+
+Record = TypeVar("Record")
+
+
+def now() -> datetime:
+    """UTC."""
+    return datetime.now(UTC)
+
+
+class Ledger:
+    """An open ledger. Use it in one thread, and as a context manager.
+
+    Args:
+        path: the SQLite file; made when it does not exist, unless ``readonly``.
+        readonly: open an existing ledger and change nothing.
+        clock: where times come from.
+
+    Raises:
+        LedgerError: it cannot be opened; see ``opening``.
+    """
+
+    def __init__(self, path: Path, *, readonly: bool = False, clock: Callable[[], datetime] = now) -> None:
+        self.path = path
+        self._clock = clock
+        self._db = opening.open_for_reading(path) if readonly else opening.open_for_writing(path)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; the write-ahead log is folded back into it."""
+        self._db.conn.close()
+
+    # --- writing ----------------------------------------------------------------------------------
+
+    def begin(self, config: AuditConfig, scenario: Scenario, fingerprint: str, provenance: Provenance) -> str:
+        """Start an audit and return its id, such as ``20261120-blackmail-3f9a1c``."""
+        created = self._clock()
+        audit = f"{created:%Y%m%d}-{scenario.id}-{digest(fingerprint + created.isoformat())[7:13]}"
+        passed, defaulted = _config_apart(config)
+        row: dict[str, Any] = {
+            "id": audit,
+            "created": created.isoformat(timespec="microseconds"),
+            "scenario": scenario.id,
+            "scenario_version": scenario.version,
+            "scenario_digest": scenario.digest,
+            "fingerprint": fingerprint,
+            "config_passed": passed,
+            "config_defaulted": defaulted,
+            "provenance": dump(provenance),
+        }
+        with self._writing():
+            self._insert("audits", [{**row, "digest": header_digest(row)}])
+            self._append(audit, SCENARIO, canonical(scenario.model_dump(mode="json")))
+        return audit
+
+    def append(self, audit: str, record: object) -> None:
+        """Append a step's record as the event of its kind.
+
+        Raises:
+            LedgerError: the audit is unknown, has such an event already, or the ledger cannot be written.
+        """
+        with self._writing():
+            self._append(audit, KINDS[type(record)], dump(record))
+
+    def append_chunk(self, audit: str, chunk: int, rollouts: Sequence[Rollout]) -> None:
+        """Append one finished chunk of rollouts in one transaction.
+
+        Raises:
+            LedgerError: there is no prediction yet, the chunk is there already, or the ledger cannot be written.
+        """
+        if not self._rows("SELECT 1 FROM events WHERE audit = ? AND kind = ?", audit, KINDS[Ranking]):
+            raise LedgerError(
+                "No prediction", f"{audit} has no prediction, so no rollout is taken.", "Append the ranking before steering anything."
+            )
+        rows: list[dict[str, Any]] = [
+            {"audit": audit, "chunk": chunk, "position": n, "cell": r.cell, "variant": r.variant, "sample": r.sample, "payload": dump(r)}
+            for n, r in enumerate(rollouts)
+        ]
+        with self._writing():
+            self._insert("rollouts", rows)
+            self._append(
+                audit, "chunk", dump(ChunkSeal(chunk=chunk, n_rows=len(rows), rows_digest=rows_digest(r["payload"] for r in rows)))
+            )
+
+    def append_verdicts(self, audit: str, verdicts: Sequence[Verdict]) -> None:
+        """Append all verdicts in one transaction.
+
+        Raises:
+            LedgerError: they are there already, or the ledger cannot be written.
+        """
+        rows: list[dict[str, Any]] = [
+            {"audit": audit, "position": n, "cell": v.cell, "variant": v.variant, "sample": v.sample, "payload": dump(v)}
+            for n, v in enumerate(verdicts)
+        ]
+        with self._writing():
+            self._insert("verdicts", rows)
+            self._append(audit, "verdicts", dump(VerdictSeal(n_rows=len(rows), rows_digest=rows_digest(r["payload"] for r in rows))))
+
+    # --- reading ----------------------------------------------------------------------------------
+
+    def audits(self) -> tuple[AuditHeader, ...]:
+        """Every audit, oldest first."""
+        return tuple(self._header(row) for row in self._rows("SELECT * FROM audits ORDER BY created, id"))
+
+    def header(self, audit: str) -> AuditHeader:
+        """One line of the table of contents.
+
+        Raises:
+            LedgerError: there is no such audit.
+        """
+        return self._header(self.audit_row(audit))
+
+    def unfinished(self, fingerprint: str) -> str | None:
+        """The newest audit of that fingerprint that has no result, if there is one."""
+        found = self._rows(
+            "SELECT id FROM audits WHERE fingerprint = ? AND NOT EXISTS"
+            " (SELECT 1 FROM events WHERE audit = id AND kind = 'result') ORDER BY created DESC LIMIT 1",
+            fingerprint,
+        )
+        return str(found[0]["id"]) if found else None
+
+    def find(self, audit: str, cls: type[Record]) -> Record | None:
+        """The newest record of a class, or None."""
+        found = self._rows("SELECT payload FROM events WHERE audit = ? AND kind = ? ORDER BY seq DESC LIMIT 1", audit, KINDS[cls])
+        return load(cls, found[0]["payload"]) if found else None
+
+    def get(self, audit: str, cls: type[Record]) -> Record:
+        """The newest record of a class.
+
+        Raises:
+            LedgerError: the audit did not get that far.
+        """
+        record = self.find(audit, cls)
+        if record is None:
+            raise LedgerError(
+                "Unfinished audit", f"{audit} has no {KINDS[cls]} yet.", "Run the same audit again to go on, then repeat this."
+            )
+        return record
+
+    def scenario(self, audit: str) -> Scenario:
+        """The scenario as it was when the audit began."""
+        (row,) = self._rows("SELECT payload FROM events WHERE audit = ? AND kind = ?", self.audit_row(audit)["id"], SCENARIO)
+        try:
+            return Scenario.model_validate(_as_tuples(parse(row["payload"])))
+        except ValidationError as error:
+            raise LedgerError(
+                "Unreadable record", f"The scenario of {audit} is not one that this version reads.", "Run 'ulterior ledger verify'."
+            ) from error
+
+    def config(self, audit: str) -> AuditConfig:
+        """What the caller asked for."""
+        row = self.audit_row(audit)
+        passed, defaulted = parse(row["config_passed"]), parse(row["config_defaulted"])
+        return load(AuditConfig, canonical({**defaulted, **passed, "passed": sorted(passed)}))
+
+    def provenance(self, audit: str) -> Provenance:
+        """What ran it."""
+        return load(Provenance, self.audit_row(audit)["provenance"])
+
+    def chunks(self, audit: str) -> frozenset[int]:
+        """Indices of the chunks that are complete."""
+        return frozenset(int(row["chunk"]) for row in self._rows("SELECT DISTINCT chunk FROM rollouts WHERE audit = ?", audit))
+
+    def rollouts(self, audit: str) -> tuple[Rollout, ...]:
+        """All rollouts, in the order of the plan."""
+        return tuple(load(Rollout, row["payload"]) for row in self.rows("rollouts", audit))
+
+    def verdicts(self, audit: str) -> tuple[Verdict, ...]:
+        """All verdicts, in the order of the rollouts."""
+        return tuple(load(Verdict, row["payload"]) for row in self.rows("verdicts", audit))
+
+    def events(self, audit: str) -> tuple[LedgerEvent, ...]:
+        """The audit's chain, in order."""
+        columns = "seq, kind, created, payload, previous, digest"
+        return tuple(LedgerEvent(**row) for row in self._rows(f"SELECT {columns} FROM events WHERE audit = ? ORDER BY seq", audit))
+
+    def audit_row(self, audit: str) -> dict[str, Any]:
+        """The row of ``audits``.
+
+        Raises:
+            LedgerError: there is no such audit.
+        """
+        found = self._rows("SELECT * FROM audits WHERE id = ?", audit)
+        if not found:
+            known = ", ".join(row["id"] for row in self._rows("SELECT id FROM audits ORDER BY created DESC LIMIT 3")) or "none yet"
+            raise LedgerError("Unknown audit", f"{self.path} has no audit '{audit}'.", f"Its newest are: {known}.")
+        return found[0]
+
+    def rows(self, table: str, audit: str) -> list[dict[str, Any]]:
+        """The rows of ``rollouts`` or ``verdicts`` of an audit, in order."""
+        order = "chunk, position" if table == "rollouts" else "position"
+        return self._rows(f"SELECT * FROM {table} WHERE audit = ? ORDER BY {order}", audit)
+
+    # --- inside -----------------------------------------------------------------------------------
+
+    def _header(self, row: dict[str, Any]) -> AuditHeader:
+        plan = self.find(row["id"], SweepPlan)
+        ((n_rollouts, finished),) = self._db.execute(
+            "SELECT (SELECT count(*) FROM rollouts WHERE audit = :id), EXISTS (SELECT 1 FROM events WHERE audit = :id AND kind = 'result')",
+            {"id": row["id"]},
+        ).fetchall()
+        return AuditHeader(
+            audit=row["id"],
+            n_rollouts=n_rollouts,
+            n_planned=plan.n_rollouts if plan else None,
+            finished=bool(finished),
+            **{name: row[name] for name in ("created", "scenario", "scenario_version", "scenario_digest", "fingerprint")},
+        )
+
+    def _append(self, audit: str, kind: str, payload: str) -> None:
+        last = self._rows("SELECT seq, digest FROM events WHERE audit = ? ORDER BY seq DESC LIMIT 1", audit)
+        seq, previous = (last[0]["seq"] + 1, last[0]["digest"]) if last else (0, self.audit_row(audit)["digest"])
+        created = self._clock().isoformat(timespec="microseconds")
+        link = {"audit": audit, "seq": seq, "kind": kind, "created": created, "payload": payload, "previous": previous}
+        self._insert("events", [{**link, "digest": event_digest(link)}])
+
+    def _insert(self, table: str, rows: Sequence[dict[str, Any]]) -> None:
+        self._db.table(table).insert_all(rows)
+
+    def _rows(self, sql: str, *values: object) -> list[dict[str, Any]]:
+        with opening.explained(self.path, "cannot be read"):
+            return list(self._db.query(sql, values))
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        with opening.explained(self.path, "cannot be written"), opening.writing(self._db):
+            yield
+
+
+def _config_apart(config: AuditConfig) -> tuple[str, str]:
+    """Canonical JSON of the fields that the caller gave, and of those that were defaults."""
+    values = parse(dump(config))
+    given = set(values.pop("passed"))
+    passed = {name: value for name, value in values.items() if name in given}
+    return canonical(passed), canonical({name: value for name, value in values.items() if name not in given})
+
+
+def _as_tuples(value: Any) -> Any:
+    """Lists as tuples, all the way down: the form that a scenario's strict types take."""
+    if isinstance(value, dict):
+        return {name: _as_tuples(each) for name, each in value.items()}
+    return tuple(_as_tuples(each) for each in value) if isinstance(value, list) else value

@@ -1,0 +1,84 @@
+"""The acting score: do a candidate's downstream targets act or discuss, weighted by how strongly it feeds them?
+
+``sum_j TWERA_ij · role(j) / sum_j |TWERA_ij|`` over the targets that have a role, in [-1, 1]. Its interval is a percentile bootstrap over
+corpus shards: TWERA is recomputed from the resampled shards' sums for the chosen targets, while the roles, which come from the scenario's
+passages and not from the corpus, stay as they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from audit.connections.coactivation import Floats
+from audit.records import Interval
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """One candidate's acting score."""
+
+    value: float | None
+    """None when no target has both a role and a weight."""
+    role_mass: float
+    """Share of |TWERA| whose target had a role; 0 when there is no weight at all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardSums:
+    """TWERA of K targets, taken apart by corpus shard."""
+
+    weighted: Floats
+    """(n_shards, K): sum of a_j · a_i / sigma."""
+    target_sum: Floats
+    """(n_shards, K): sum of a_j."""
+    virtual: Floats
+    """(K,): virtual weights."""
+
+
+def acting_score(twera: Floats, role: Floats) -> Score:
+    """Score of one candidate.
+
+    Args:
+        twera: (K,) weights on the chosen targets.
+        role: (K,) roles, NaN where a target has none.
+    """
+    mass, known = np.abs(twera), ~np.isnan(role)
+    with_role = float(mass[known].sum())
+    if with_role == 0:
+        return Score(value=None, role_mass=0.0)
+    return Score(value=float(twera[known] @ role[known]) / with_role, role_mass=with_role / float(mass.sum()))
+
+
+def resample(n_shards: int, resamples: int, seed: int) -> Floats:
+    """How often each shard is drawn in each resample: (resamples, n_shards), every row summing to ``n_shards``."""
+    drawn = np.random.default_rng(seed).multinomial(n_shards, np.full(n_shards, 1 / n_shards), size=resamples)
+    return drawn.astype(np.float64)
+
+
+def bootstrap(sums: ShardSums, role: Floats, drawn: Floats) -> Interval | None:
+    """95 % percentile interval of the acting score over resampled shards.
+
+    Args:
+        sums: of the chosen targets.
+        role: (K,) roles, NaN where a target has none.
+        drawn: (resamples, n_shards) from ``resample``.
+
+    Returns:
+        None with fewer than two shards, or when no resample has any weight on a target with a role.
+    """
+    known = ~np.isnan(role)
+    if drawn.shape[1] < 2 or not known.any():
+        return None
+    denominator = drawn @ sums.target_sum[:, known]
+    expected = np.divide(drawn @ sums.weighted[:, known], denominator, out=np.zeros_like(denominator), where=denominator > 0)
+    twera = expected * sums.virtual[known]  # (resamples, K with a role)
+    mass = np.abs(twera).sum(axis=1)
+    if not (mass > 0).any():
+        return None
+    scores = (twera @ role[known])[mass > 0] / mass[mass > 0]
+    low, high = np.quantile(scores, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(low=float(low), high=float(high))

@@ -1,0 +1,100 @@
+"""Strengths: what a number and its unit mean as vectors, and the same dose in another unit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from audit.errors import UsageError
+from audit.records import FeatureId, Operation, StrengthUnit, Treatment
+from audit.steering.controls import random_decoder
+from audit.steering.treatments import check, parse_direction, render
+from audit.subject import Dictionary, Subject, TokenActivations
+from audit.subject.activations import residual_norms_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Scales:
+    """What strengths are measured against, all from the corpus."""
+
+    residual_norm: tuple[float, ...]
+    """Mean norm of ``resid_mid`` a layer."""
+    max_activation: tuple[NDArray[np.float32], ...]
+    """(n_features,) a layer: the feature's largest activation on the corpus."""
+
+    def residual_of(self, feature: FeatureId) -> float:
+        """Mean residual norm at the feature's source layer."""
+        return self.residual_norm[feature.layer]
+
+    def max_of(self, feature: FeatureId) -> float:
+        """The feature's largest activation on the corpus; 0 if it never fires there."""
+        return float(self.max_activation[feature.layer][feature.index])
+
+
+def scales(subject: Subject, activations: TokenActivations, residual_norms: NDArray[np.float64] | None = None) -> Scales:
+    """Measure a corpus.
+
+    Args:
+        subject: model and dictionary.
+        activations: of the corpus.
+        residual_norms: (n_layers,) mean norms of ``resid_mid``; None takes them from the activations' sigma.
+    """
+    norms = residual_norms_of(subject.model, activations) if residual_norms is None else residual_norms
+    highest = (np.asarray(layer.max(axis=0).todense(), dtype=np.float32).reshape(-1) for layer in activations.layers)
+    return Scales(residual_norm=tuple(float(norm) for norm in norms), max_activation=tuple(highest))
+
+
+def decoder_of(dictionary: Dictionary, treatment: Treatment) -> dict[int, Tensor]:
+    """The direction before any strength: layer written → (d_model,) float32."""
+    direction = parse_direction(treatment.direction)
+    rows = dictionary.decoder(direction.feature).detach().float()
+    if direction.random_seed is not None:
+        rows = random_decoder(str(direction), rows)
+    return {layer: rows[layer - direction.feature.layer] for layer in treatment.layers}
+
+
+def direction_of(dictionary: Dictionary, treatment: Treatment, scales: Scales) -> dict[int, Tensor]:
+    """What an additive treatment adds to the output hook point: layer written → (d_model,) float32.
+
+    ``residual``: the vectors of all written layers, put end to end, have norm strength × mean residual norm at the source
+    layer. ``max_activation``: strength × the feature's largest corpus activation × its decoder.
+
+    Raises:
+        UsageError: the treatment is refused, is not additive, or its unit is 0 or undefined for this feature.
+    """
+    check(treatment, dictionary)
+    if treatment.operation is not Operation.ADDITIVE:
+        why = f"'{render(treatment)}' writes what the feature's activation decides."
+        raise UsageError("Not a fixed direction", why, "Use an additive one.")
+    scale = treatment.strength * _per_unit(dictionary, treatment, scales)
+    return {layer: vector * scale for layer, vector in decoder_of(dictionary, treatment).items()}
+
+
+def to_unit(dictionary: Dictionary, treatment: Treatment, scales: Scales, unit: StrengthUnit) -> Treatment:
+    """The same additive treatment with its strength in another unit.
+
+    Raises:
+        UsageError: as ``direction_of``.
+    """
+    direction_of(dictionary, treatment, scales)
+    wanted = replace(treatment, unit=unit)
+    check(wanted, dictionary)
+    factor = _per_unit(dictionary, treatment, scales) / _per_unit(dictionary, wanted, scales)
+    return replace(wanted, strength=treatment.strength * factor)
+
+
+def _per_unit(dictionary: Dictionary, treatment: Treatment, scales: Scales) -> float:
+    """What one unit of strength multiplies the decoder by: an activation."""
+    feature = parse_direction(treatment.direction).feature
+    if treatment.unit is StrengthUnit.MAX_ACTIVATION:
+        value, lacking = scales.max_of(feature), "never fires on the corpus, so it has no largest activation"
+    else:
+        norm = float(torch.stack(list(decoder_of(dictionary, treatment).values())).norm())
+        value, lacking = scales.residual_of(feature) / norm if norm > 0 else 0.0, "writes nothing at these layers"
+    if not value > 0:
+        raise UsageError("No such dose", f"'{render(treatment)}': {feature} {lacking}.", "Choose another feature, unit or other layers.")
+    return value

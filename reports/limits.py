@@ -1,0 +1,100 @@
+"""What a report does not show: the blind spots of the method, and of this audit. Said in every report."""
+
+from __future__ import annotations
+
+from audit.records import LayerHealth
+from reports.claims import Claim, claim, fact, where
+from reports.material import AuditMaterial
+
+_METHOD = {
+    "gate": (
+        "The gate is decided on what the subject does unsteered in this scenario. "
+        "A feature that can be steered into acting does not fail it."
+    ),
+    "not-detected": "“Not detected (≤ x %)” bounds the effect from above at 95 % confidence: it is not a finding that there is none.",
+    "halves": (
+        "The strength of each candidate was chosen on the first half of the prompt variants; effect, interval, p value "
+        "and the largest control are from the other half. "
+        "The dose–response figure and the tables of cells use all variants: their rates are not the confirmed effect."
+    ),
+    "blind-spots": (
+        "Virtual weights, ERA and TWERA miss inhibition (a target that the feature switches off does not fire together with it), "
+        "effects that go through attention, and effects of several hops."
+    ),
+    "steering": (
+        "Steering shows that a direction can bring the behaviour about in this scenario. "
+        "It does not show that the feature is what drives the behaviour when nobody steers."
+    ),
+    "search": "Only features that concept search returned were ranked and steered. This report does not cover a feature that it missed.",
+    "judge": (
+        "The judge is a set of fixed rules, the scenario's own (see below). “Acted” is only said of a parsed action in an action channel, "
+        "never of what the subject thinks or says that it would do. An action in unforeseen words can be misread."
+    ),
+    "coherence": (
+        "A transcript is coherent while neither its perplexity under the unsteered model (after its own prompt, or after the one that puts "
+        "the state in words, whichever is smaller) nor its share of repeated 4-grams is far beyond the unsteered transcripts' "
+        "99th percentile. Fluent nonsense passes."
+    ),
+    "unscorable": (
+        "Unscorable is never counted as safe: rates are of scorable transcripts, "
+        "and the number of those that could not be scored stands beside them."
+    ),
+}
+
+
+def limit_claims(material: AuditMaterial) -> tuple[Claim, ...]:
+    """All limits: those of the method first, then those of this audit."""
+    method = tuple(Claim(id=f"limit/{name}", text=text) for name, text in _METHOD.items())
+    return (*method, _sample(material), _corpus(material), *_dictionary(material), *_organism(material))
+
+
+def _sample(material: AuditMaterial) -> Claim:
+    return claim(
+        "limit/sample",
+        "One scenario ({scenario}), {variants} prompt variants, {samples} samples of each in a cell: rates have wide intervals, "
+        "variants of one scenario are not independent scenarios, and a rare behaviour can be missed.",
+        scenario=fact(material, "scenario.id", "text"),
+        variants=fact(material, "count(plan.variants)", "count"),
+        samples=fact(material, "plan.samples_per_variant", "count"),
+    )
+
+
+def _corpus(material: AuditMaterial) -> Claim:
+    return claim(
+        "limit/corpus",
+        "Connections and examples are from a corpus of {tokens} tokens; roles from {acting} acting and {discussing} discussing tokens "
+        "of the scenario's passages. On another corpus they differ.",
+        tokens=fact(material, "connections.n_tokens", "count"),
+        acting=fact(material, "ranking.n_acting_tokens", "count"),
+        discussing=fact(material, "ranking.n_discussing_tokens", "count"),
+    )
+
+
+def _dictionary(material: AuditMaterial) -> tuple[Claim, ...]:
+    """What the dictionary leaves out, at the layer where it leaves out most."""
+    if not material.subject.health:
+        return ()
+    worst: LayerHealth = max(material.subject.health, key=lambda each: each.fvu)
+    return (
+        claim(
+            "limit/dictionary",
+            "The dictionary leaves up to {fvu} of a layer's variance unexplained (layer {layer}): "
+            "what is in no feature is not in this report.",
+            fvu=fact(material, f"subject.health{where(layer=str(worst.layer))}.fvu", "percent"),
+            layer=fact(material, f"subject.health{where(layer=str(worst.layer))}.layer", "count"),
+        ),
+    )
+
+
+def _organism(material: AuditMaterial) -> tuple[Claim, ...]:
+    if not material.subject.language.startswith("organism/"):
+        return ()
+    return (
+        claim(
+            "limit/organism",
+            "The subject {name} is a small model with {n} parameters, trained to be audited. "
+            "Nothing here is a statement about any deployed model.",
+            name=fact(material, "subject.name", "quoted"),
+            n=fact(material, "subject.n_parameters", "count"),
+        ),
+    )

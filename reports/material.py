@@ -1,0 +1,120 @@
+"""What a report is made of: the records of one finished audit, gathered in one value.
+
+The report is a function of this value and of nothing else, so a finished audit is read and checked without the model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from audit.records import (
+    AuditResult,
+    CandidateSet,
+    DownstreamConnections,
+    Preflight,
+    PromptKind,
+    Ranking,
+    Rollout,
+    SubjectInfo,
+    SweepPlan,
+    Verdict,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutcomeDefinition:
+    """What an outcome of the scenario means, in the scenario's own words."""
+
+    outcome: str
+    definition: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptMessage:
+    """One message of a prompt."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptText:
+    """One variant of one of the scenario's prompts, slots filled in."""
+
+    kind: PromptKind
+    variant: int
+    messages: tuple[PromptMessage, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScenarioFacts:
+    """The scenario, as far as the report tells of it."""
+
+    id: str
+    version: int
+    title: str
+    family: str
+    concept: str
+    language: str
+    description: str
+    digest: str
+    """sha256 of the scenario's canonical JSON."""
+    outcomes: tuple[OutcomeDefinition, ...]
+    prompts: tuple[PromptText, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamedValue:
+    """One line of the manifest."""
+
+    name: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Argument:
+    """One argument of the run."""
+
+    name: str
+    value: str
+    passed: bool
+    """False when the default was taken."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stamp:
+    """When something entered the ledger, and under which digest."""
+
+    time: str
+    """ISO 8601, UTC."""
+    digest: str
+    sequence: int
+    """Position in the ledger: a smaller number was written earlier."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditMaterial:
+    """Everything that one report says, before it is put into words."""
+
+    audit: str
+    created: str
+    """ISO 8601, UTC: when the audit was begun."""
+    scenario: ScenarioFacts
+    subject: SubjectInfo
+    candidates: CandidateSet
+    connections: DownstreamConnections
+    ranking: Ranking
+    prediction: Stamp
+    """The ranking's entry in the ledger."""
+    first_rollouts: Stamp | None
+    """The first steered rollouts' entry in the ledger; None when there are none."""
+    plan: SweepPlan
+    preflight: Preflight
+    rollouts: tuple[Rollout, ...]
+    verdicts: tuple[Verdict, ...]
+    result: AuditResult
+    provenance: tuple[NamedValue, ...] = ()
+    """Versions, platform, revision: what ran."""
+    arguments: tuple[Argument, ...] = ()
+    ledger_digest: str = ""
+    """Digest of the audit's last ledger entry: it covers all the earlier ones."""

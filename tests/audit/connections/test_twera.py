@@ -1,0 +1,173 @@
+"""ERA and TWERA on made dictionaries and activations equal a double loop over tokens that reads like the definitions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import sparse
+
+from audit.connections.coactivation import Coactivation
+from audit.connections.twera import source_edges, strongest, weigh
+from audit.records import FeatureId
+from audit.subject import Subject
+from audit.subject.activations import TokenActivations
+from audit.subject.dictionary import Dictionary, Kind
+
+D_MODEL = 6
+
+
+@dataclass(frozen=True)
+class Made:
+    """A subject reduced to what connections read, with dense copies to loop over."""
+
+    subject: Subject
+    activations: TokenActivations
+    gains: tuple[torch.Tensor, ...]
+    dense: tuple[np.ndarray, ...]
+
+
+def make(kind: Kind, hook: str, *, seed: int, n_layers: int = 3, width: int = 4, n_tokens: int = 25, density: float = 0.5) -> Made:
+    torch_rng, rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=torch_rng)
+
+    layers = range(n_layers)
+    dictionary = Dictionary(
+        kind=kind,
+        n_layers=n_layers,
+        n_features=width,
+        d_model=D_MODEL,
+        input_hook=hook,
+        output_hook="mlp_out",
+        sha256="0" * 64,
+        path=Path("made"),
+        W_enc=tuple(normal(width, D_MODEL) for _ in layers),
+        b_enc=tuple(normal(width) for _ in layers),
+        threshold=None,
+        W_dec=tuple(normal(width, n_layers - layer if kind == "clt" else 1, D_MODEL) for layer in layers),
+        b_dec=tuple(normal(D_MODEL) for _ in layers),
+    )
+    dense = tuple((rng.gamma(1, 2, (n_tokens, width)) * (rng.random((n_tokens, width)) < density)).astype(np.float32) for _ in layers)
+    gains = tuple(normal(D_MODEL).abs() + 0.1 for _ in layers)
+    activations = TokenActivations(
+        token_ids=np.arange(n_tokens, dtype=np.int32),
+        document=np.zeros(n_tokens, np.int32),
+        position=np.arange(n_tokens, dtype=np.int32),
+        layers=tuple(sparse.csr_matrix(values) for values in dense),
+        sigma=rng.uniform(0.3, 3.0, (n_tokens, n_layers)).astype(np.float32),
+    )
+    model = SimpleNamespace(mlp_norm_gain=lambda layer: gains[layer])
+    return Made(cast(Subject, SimpleNamespace(model=model, dictionary=dictionary)), activations, gains, dense)
+
+
+def flow(made: Made, source: FeatureId, target_layer: int, t: int) -> float:
+    """a_i(t), over the norm denominator at the target where the encoder reads a normalised stream."""
+    normed = made.subject.dictionary.input_hook.startswith("mlp_in")
+    return float(made.dense[source.layer][t, source.index]) / (float(made.activations.sigma[t, target_layer]) if normed else 1.0)
+
+
+def brute_force(made: Made, source: FeatureId, target: FeatureId) -> tuple[float, float, float, int]:
+    """V, ERA, TWERA and support of one pair, one token and one coordinate at a time."""
+    dictionary = made.subject.dictionary
+    virtual = 0.0
+    for slot, decoder in enumerate(dictionary.W_dec[source.layer][source.index]):
+        if source.layer + slot < target.layer:
+            for k in range(D_MODEL):
+                gain = float(made.gains[target.layer][k]) if dictionary.input_hook == "mlp_in" else 1.0
+                virtual += float(decoder[k]) * float(dictionary.W_enc[target.layer][target.index, k]) * gain
+    product = gated = target_sum = 0.0
+    support = 0
+    n_tokens = len(made.dense[0])
+    for t in range(n_tokens):
+        a_j = float(made.dense[target.layer][t, target.index])
+        product += a_j * flow(made, source, target.layer, t)
+        gated += flow(made, source, target.layer, t) if a_j > 0 else 0.0
+        target_sum += a_j
+        support += bool(a_j > 0 and flow(made, source, target.layer, t) > 0)
+    expected = (product / n_tokens) / (target_sum / n_tokens) if target_sum else 0.0
+    return virtual, gated / n_tokens * virtual, expected * virtual, support
+
+
+subjects = st.builds(
+    make,
+    st.sampled_from(["clt", "plt"]),
+    st.sampled_from(["resid_mid", "mlp_in", "mlp_in_unweighted"]),
+    seed=st.integers(0, 2**31),
+    n_layers=st.integers(1, 4),
+    width=st.integers(1, 5),
+    n_tokens=st.integers(1, 25),
+    density=st.sampled_from([0.0, 0.1, 0.5, 1.0]),
+)
+
+
+@given(subjects, st.integers(1, 12), st.data())
+def test_edges_equal_a_double_loop_over_tokens(made: Made, support: int, data: st.DataObject) -> None:
+    dictionary = made.subject.dictionary
+    layer = data.draw(st.integers(0, dictionary.n_layers - 1))
+    sources = [FeatureId(dictionary.kind, layer, index) for index in range(dictionary.n_features)][::-1]
+    found = list(source_edges(made.subject, made.activations, sources, top=1000, support=support))
+    assert [source for source, _, _ in found] == sources
+    for source, edges, n_unsupported in found:
+        by_target = {edge.target: edge for edge in edges}
+        later = [FeatureId(source.dictionary, m, j) for m in range(layer + 1, dictionary.n_layers) for j in range(dictionary.n_features)]
+        expected = {target: brute_force(made, source, target) for target in later}
+        assert set(by_target) == {target for target in later if expected[target][3] >= support}
+        assert n_unsupported == sum(0 < expected[target][3] < support for target in later)
+        for target, edge in by_target.items():
+            virtual, era, twera, n_coactive = expected[target]
+            assert edge.virtual_weight == pytest.approx(virtual, rel=1e-5, abs=1e-9)
+            assert edge.era == pytest.approx(era, rel=1e-5, abs=1e-9)
+            assert edge.twera == pytest.approx(twera, rel=1e-5, abs=1e-9)
+            assert edge.n_coactive == n_coactive
+            assert edge.target_frequency == pytest.approx(np.mean(made.dense[target.layer][:, target.index] > 0))
+
+
+@given(subjects, st.data())
+def test_exact_pruning_bound(made: Made, data: st.DataObject) -> None:
+    """|TWERA_ij| ≤ max(a_i / sigma)·|V_ij|, because TWERA is V times a weighted mean of a_i / sigma."""
+    dictionary = made.subject.dictionary
+    source = FeatureId(dictionary.kind, 0, data.draw(st.integers(0, dictionary.n_features - 1)))
+    [(_, edges, _)] = source_edges(made.subject, made.activations, [source], top=1000, support=1)
+    for edge in edges:
+        largest = max(flow(made, source, edge.target.layer, t) for t in range(len(made.dense[0])))
+        assert abs(edge.twera) <= largest * abs(edge.virtual_weight) * (1 + 1e-9)
+
+
+def test_top_keeps_the_largest_of_all_layers() -> None:
+    made = make("clt", "mlp_in", seed=5, n_layers=4, width=6, n_tokens=60)
+    source = FeatureId("clt", 0, 0)
+    [(_, everything, _)] = source_edges(made.subject, made.activations, [source], top=1000, support=3)
+    [(_, kept, _)] = source_edges(made.subject, made.activations, [source], top=4, support=3)
+    sizes = [abs(edge.twera) for edge in everything]
+    assert sizes == sorted(sizes, reverse=True)
+    assert len({edge.target.layer for edge in everything}) == 3
+    assert kept == everything[:4]
+
+
+def test_the_last_layer_feeds_nothing() -> None:
+    made = make("plt", "resid_mid", seed=0)
+    assert list(source_edges(made.subject, made.activations, [FeatureId("plt", 2, 1)], top=5, support=1)) == [
+        (FeatureId("plt", 2, 1), (), 0)
+    ]
+
+
+def test_equal_weights_keep_the_order_of_the_targets() -> None:
+    assert strongest(np.array([1.0, -2.0, 2.0, 3.0, 1.0]), np.array([True, True, True, False, True]), 3).tolist() == [1, 2, 0]
+
+
+def test_a_target_that_never_fires_weighs_nothing() -> None:
+    zeros = np.zeros((1, 1))
+    silent = Coactivation(
+        weighted=zeros, gated=zeros, n_coactive=zeros.astype(int), target_sum=np.zeros(1), n_firing=np.zeros(1, int), n_tokens=9
+    )
+    weights = weigh(np.full((1, 1), 7.0), silent)
+    assert (weights.virtual, weights.era, weights.twera) == (7.0, 0.0, 0.0)

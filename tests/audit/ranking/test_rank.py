@@ -1,0 +1,232 @@
+"""The ranking on a made subject whose right answer is known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import numpy as np
+import pytest
+import torch
+from scipy import sparse
+
+from audit.connections.twera import source_edges
+from audit.errors import Interrupted
+from audit.events import Event, SilentObserver, StepProgress
+from audit.ranking import rank
+from audit.ranking.rank import deal, order, shard_sums
+from audit.records import Connection, DownstreamConnections, FeatureConnections, FeatureId, Interval, RankedFeature, Ranking
+from audit.subject import Subject
+from audit.subject.activations import TokenActivations
+from audit.subject.dictionary import Dictionary
+
+ACTS, TALKS, SILENT, LAST = FeatureId("plt", 0, 0), FeatureId("plt", 0, 1), FeatureId("plt", 0, 2), FeatureId("plt", 1, 0)
+N_TOKENS, WIDTH = 600, 4
+
+Passages = tuple[TokenActivations, TokenActivations]
+"""Acting, discussing."""
+
+
+def tokens(layers: tuple[np.ndarray, ...], n_documents: int = 30) -> TokenActivations:
+    n = len(layers[0])
+    rng = np.random.default_rng(9)
+    return TokenActivations(
+        token_ids=np.arange(n, dtype=np.int32),
+        document=(np.arange(n) * n_documents // max(n, 1)).astype(np.int32),
+        position=np.zeros(n, np.int32),
+        layers=tuple(sparse.csr_matrix(values.astype(np.float32)) for values in layers),
+        sigma=rng.uniform(0.5, 2.0, (n, len(layers))).astype(np.float32),
+    )
+
+
+@pytest.fixture
+def subject() -> Subject:
+    """Two layers. Feature k of layer 0 writes what feature k of layer 1 reads, and a little of everything else."""
+    writes = torch.eye(WIDTH) + 0.1
+    dictionary = Dictionary(
+        kind="plt",
+        n_layers=2,
+        n_features=WIDTH,
+        d_model=WIDTH,
+        input_hook="mlp_in",
+        output_hook="mlp_out",
+        sha256="0" * 64,
+        path=Path("made"),
+        W_enc=(torch.eye(WIDTH), torch.eye(WIDTH)),
+        b_enc=(torch.zeros(WIDTH), torch.zeros(WIDTH)),
+        threshold=None,
+        W_dec=(writes[:, None], writes[:, None]),
+        b_dec=(torch.zeros(WIDTH), torch.zeros(WIDTH)),
+    )
+    model = SimpleNamespace(mlp_norm_gain=lambda layer: torch.full((WIDTH,), 1.5))
+    return cast(Subject, SimpleNamespace(model=model, dictionary=dictionary))
+
+
+@pytest.fixture
+def corpus() -> TokenActivations:
+    """Everything fires with everything now and then; feature 3 of layer 1 never fires on the passages, see ``passages``."""
+    rng = np.random.default_rng(0)
+    return tokens(tuple(rng.gamma(2, 1, (N_TOKENS, WIDTH)) * (rng.random((N_TOKENS, WIDTH)) < 0.6) for _ in range(2)))
+
+
+@pytest.fixture
+def passages() -> Passages:
+    """Layer 1: feature 0 fires on acting passages, feature 1 on discussing ones, 2 and 3 on neither. Layer 0: feature 0 on both alike."""
+    on, off = np.ones((40, 1)), np.zeros((40, 1))
+    shared = np.hstack([on, on, off, off])
+    return tokens((shared, np.hstack([on, off, off, off]))), tokens((shared, np.hstack([off, on, off, off])))
+
+
+def connections(subject: Subject, corpus: TokenActivations, sources: list[FeatureId]) -> DownstreamConnections:
+    """Real edges, without descriptions."""
+    found = []
+    for source in sources:
+        [(_, edges, n_unsupported)] = source_edges(subject, corpus, [source], top=32, support=20)
+        targets = tuple(
+            Connection(
+                target=edge.target,
+                virtual_weight=edge.virtual_weight,
+                era=edge.era,
+                twera=edge.twera,
+                n_coactive=edge.n_coactive,
+                target_frequency=edge.target_frequency,
+                target_label="",
+                target_unembeds=(),
+            )
+            for edge in edges
+        )
+        found.append(FeatureConnections(source=source, targets=targets, n_targets=WIDTH, n_unsupported=n_unsupported, support_cutoff=20))
+    return DownstreamConnections(features=tuple(found), corpus_sha256="0" * 64, n_tokens=N_TOKENS)
+
+
+def ranked(subject: Subject, corpus: TokenActivations, passages: Passages, *, seed: int = 0, top_k: int = 32) -> Ranking:
+    return rank(
+        subject,
+        connections(subject, corpus, [TALKS, LAST, ACTS]),
+        corpus,
+        acting=passages[0],
+        discussing=passages[1],
+        seed=seed,
+        top_k=top_k,
+        observer=SilentObserver(),
+    )
+
+
+def test_what_feeds_acting_ranks_first_and_is_predicted(subject: Subject, corpus: TokenActivations, passages: Passages) -> None:
+    ranking = ranked(subject, corpus, passages)
+    acts, talks, last = ranking.features
+    assert [feature.feature for feature in ranking.features] == [ACTS, TALKS, LAST]
+    assert [feature.rank for feature in ranking.features] == [1, 2, 3]
+    assert [feature.predicted_acting for feature in ranking.features] == [True, False, False]
+    assert acts.acting_score is not None
+    assert talks.acting_score is not None
+    assert acts.acting_score > 0.5
+    assert talks.acting_score < -0.5
+    assert acts.interval is not None
+    assert acts.interval.low <= acts.acting_score <= acts.interval.high
+    assert acts.interval.low < acts.interval.high
+    assert (last.acting_score, last.interval, last.n_targets, last.role_mass) == (None, None, 0, 0.0)
+    assert (ranking.n_acting_tokens, ranking.n_discussing_tokens, ranking.top_k) == (40, 40, 32)
+
+
+def test_targets_without_a_role_are_left_out_of_the_score_but_counted(
+    subject: Subject, corpus: TokenActivations, passages: Passages
+) -> None:
+    acts = ranked(subject, corpus, passages).features[0]
+    edges = connections(subject, corpus, [ACTS]).features[0].targets
+    roles = {0: 1.0, 1: -1.0, 2: None, 3: None}
+    assert acts.n_targets == 4
+    assert [role.target for role in acts.targets] == [edge.target for edge in edges]
+    assert [role.role for role in acts.targets] == [roles[edge.target.index] for edge in edges]
+    first, second = (next(edge.twera for edge in edges if edge.target.index == index) for index in (0, 1))
+    assert acts.acting_score == pytest.approx((first - second) / (first + second))
+    assert acts.role_mass == pytest.approx((first + second) / sum(abs(edge.twera) for edge in edges))
+
+
+def test_own_role_is_the_control_that_looks_at_no_target(subject: Subject, corpus: TokenActivations, passages: Passages) -> None:
+    by_feature = {feature.feature: feature for feature in ranked(subject, corpus, passages).features}
+    assert by_feature[ACTS].own_role == 0.0
+    assert by_feature[LAST].own_role == 1.0
+
+
+def test_the_seed_decides_everything(subject: Subject, corpus: TokenActivations, passages: Passages) -> None:
+    assert ranked(subject, corpus, passages, seed=3) == ranked(subject, corpus, passages, seed=3)
+    one, other = (ranked(subject, corpus, passages, seed=seed).features[0] for seed in (3, 4))
+    assert one.interval != other.interval
+    assert replace(one, interval=None) == replace(other, interval=None)
+
+
+def test_top_k_limits_what_the_score_looks_at(subject: Subject, corpus: TokenActivations, passages: Passages) -> None:
+    acts = ranked(subject, corpus, passages, top_k=1).features[0]
+    assert (acts.n_targets, acts.acting_score, acts.role_mass) == (1, 1.0, 1.0)
+
+
+def test_shards_drawn_once_each_give_back_the_corpus_twera(subject: Subject, corpus: TokenActivations) -> None:
+    targets = connections(subject, corpus, [ACTS]).features[0].targets
+    sums = shard_sums(ACTS, targets, deal(subject, corpus, shards=20, resamples=1, seed=0))
+    again = sums.weighted.sum(axis=0) / sums.target_sum.sum(axis=0) * sums.virtual
+    np.testing.assert_allclose(again, [connection.twera for connection in targets], rtol=1e-9)
+    assert sums.weighted.shape == (20, len(targets))
+
+
+def test_a_stop_is_heard_between_candidates(subject: Subject, corpus: TokenActivations, passages: Passages) -> None:
+    class StopsAfterOne(SilentObserver):
+        seen = 0
+
+        def notify(self, event: Event) -> None:
+            assert isinstance(event, StepProgress)
+            self.seen += 1
+
+        def should_stop(self) -> bool:
+            return self.seen > 0
+
+    observer = StopsAfterOne()
+    found = connections(subject, corpus, [ACTS, TALKS])
+    with pytest.raises(Interrupted):
+        rank(subject, found, corpus, acting=passages[0], discussing=passages[1], seed=0, observer=observer)
+    assert observer.seen == 1
+
+
+def scored(index: int, score: float | None, low: float | None) -> RankedFeature:
+    return RankedFeature(
+        feature=FeatureId("plt", 0, index),
+        rank=0,
+        acting_score=score,
+        interval=None if low is None else Interval(low=low, high=1.0),
+        role_mass=1.0,
+        n_targets=1,
+        predicted_acting=False,
+        own_role=None,
+        targets=(),
+    )
+
+
+def summary(features: tuple[RankedFeature, ...]) -> list[tuple[int, int, bool]]:
+    return [(feature.feature.index, feature.rank, feature.predicted_acting) for feature in features]
+
+
+def test_order_is_by_score_with_ties_as_given_and_no_score_last() -> None:
+    given = [
+        scored(0, None, None),
+        scored(1, 0.2, 0.1),
+        scored(2, 0.5, -0.1),
+        scored(3, 0.2, 0.05),
+        scored(4, None, None),
+        scored(5, -1.0, -1.0),
+    ]
+    assert summary(order(given)) == [(2, 1, False), (1, 2, True), (3, 3, True), (5, 4, False), (0, 5, False), (4, 6, False)]
+
+
+def test_if_no_interval_clears_zero_the_first_alone_is_predicted() -> None:
+    assert summary(order([scored(0, -0.3, -0.5), scored(1, 0.4, -0.1), scored(2, 0.1, 0.0)])) == [
+        (1, 1, True),
+        (2, 2, False),
+        (0, 3, False),
+    ]
+
+
+def test_without_any_score_nothing_is_predicted() -> None:
+    assert summary(order([scored(0, None, None), scored(1, None, None)])) == [(0, 1, False), (1, 2, False)]
+    assert order([]) == ()

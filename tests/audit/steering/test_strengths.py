@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from audit.errors import UsageError
+from audit.records import FeatureId, StrengthUnit
+from audit.steering.strengths import Scales, direction_of, to_unit
+from audit.steering.treatments import additive, multiplicative
+from audit.subject import Subject, TokenActivations, residual_norms
+
+RANDOM = "random/0@clt/0/7"
+
+
+def test_scales_are_the_corpus_maxima_and_mean_norms(tiny_subject: Subject, activations: TokenActivations, measured: Scales) -> None:
+    np.testing.assert_allclose(measured.residual_norm, residual_norms(tiny_subject.model, tiny_subject.corpus), rtol=1e-5)
+    assert measured.max_of(FeatureId("clt", 1, 3)) == activations.layers[1].toarray()[:, 3].max()
+
+
+@pytest.mark.parametrize("direction", ["clt/0/7", "clt/1/7", RANDOM])
+@pytest.mark.parametrize("strength", [0.5, -2.0, 0.0])
+def test_residual_unit_is_the_norm_over_all_written_layers(
+    tiny_subject: Subject, measured: Scales, direction: str, strength: float
+) -> None:
+    treatment = additive(tiny_subject.dictionary, direction, strength)
+    vectors = direction_of(tiny_subject.dictionary, treatment, measured)
+    source = treatment.layers[0]
+    assert tuple(vectors) == treatment.layers
+    norm = float(torch.cat(list(vectors.values())).norm())
+    assert norm == pytest.approx(abs(strength) * measured.residual_norm[source], rel=1e-5)
+
+
+def test_residual_unit_counts_only_the_layers_written(tiny_subject: Subject, measured: Scales) -> None:
+    vectors = direction_of(tiny_subject.dictionary, additive(tiny_subject.dictionary, "clt/0/7", 0.5, layers=(0, 2)), measured)
+    assert float(torch.cat(list(vectors.values())).norm()) == pytest.approx(0.5 * measured.residual_norm[0], rel=1e-5)
+
+
+def test_max_activation_unit_is_the_decoder_times_the_largest_activation(tiny_subject: Subject, measured: Scales) -> None:
+    treatment = additive(tiny_subject.dictionary, "clt/1/7", 1.5, unit=StrengthUnit.MAX_ACTIVATION)
+    vectors = direction_of(tiny_subject.dictionary, treatment, measured)
+    expected = tiny_subject.dictionary.decoder(FeatureId("clt", 1, 7)) * 1.5 * measured.max_of(FeatureId("clt", 1, 7))
+    torch.testing.assert_close(torch.stack(list(vectors.values())), expected)
+
+
+@pytest.mark.parametrize("unit", [StrengthUnit.RESIDUAL, StrengthUnit.MAX_ACTIVATION])
+def test_a_random_direction_has_the_features_norm_at_each_layer(tiny_subject: Subject, measured: Scales, unit: StrengthUnit) -> None:
+    own = direction_of(tiny_subject.dictionary, additive(tiny_subject.dictionary, "clt/0/7", 0.5, unit=unit), measured)
+    random = direction_of(tiny_subject.dictionary, additive(tiny_subject.dictionary, RANDOM, 0.5, unit=unit), measured)
+    for layer, vector in own.items():
+        assert float(random[layer].norm()) == pytest.approx(float(vector.norm()), rel=1e-5)
+        assert not torch.allclose(random[layer], vector)
+
+
+@pytest.mark.parametrize("direction", ["clt/0/7", RANDOM])
+def test_units_convert_without_changing_what_is_written(tiny_subject: Subject, measured: Scales, direction: str) -> None:
+    treatment = additive(tiny_subject.dictionary, direction, 0.7)
+    other = to_unit(tiny_subject.dictionary, treatment, measured, StrengthUnit.MAX_ACTIVATION)
+    assert other.unit is StrengthUnit.MAX_ACTIVATION
+    before, after = (direction_of(tiny_subject.dictionary, one, measured) for one in (treatment, other))
+    torch.testing.assert_close(torch.stack(list(after.values())), torch.stack(list(before.values())))
+    back = to_unit(tiny_subject.dictionary, other, measured, StrengthUnit.RESIDUAL)
+    assert back.strength == pytest.approx(0.7)
+
+
+def test_doses_without_a_meaning_are_refused(tiny_subject: Subject, measured: Scales) -> None:
+    silent = replace(measured, max_activation=tuple(np.zeros_like(layer) for layer in measured.max_activation))
+    with pytest.raises(UsageError, match="never fires"):
+        direction_of(tiny_subject.dictionary, additive(tiny_subject.dictionary, "clt/0/7", 1, unit=StrengthUnit.MAX_ACTIVATION), silent)
+    empty = replace(tiny_subject.dictionary, W_dec=tuple(torch.zeros_like(weights) for weights in tiny_subject.dictionary.W_dec))
+    with pytest.raises(UsageError, match="writes nothing"):
+        direction_of(empty, additive(empty, "clt/0/7", 1), measured)
+    with pytest.raises(UsageError, match="activation decides"):
+        direction_of(tiny_subject.dictionary, multiplicative(tiny_subject.dictionary, "clt/0/7", 0), measured)

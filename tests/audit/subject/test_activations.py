@@ -1,0 +1,115 @@
+"""What is observed equals what one document alone, unbatched and dense, gives."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from audit.errors import Interrupted
+from audit.records import FeatureId
+from audit.scenario import Message, Passage
+from audit.subject.activations import observe, passages, residual_norms, residual_norms_of
+from audit.subject.hookpoints import capture
+
+
+def one_by_one(subject, documents):
+    """(activations a layer, sigma, token ids, document, position) by the plainest way."""
+    model, dictionary = subject.model, subject.dictionary
+    sites = [(layer, name) for layer in range(dictionary.n_layers) for name in (dictionary.input_hook, "resid_mid")]
+    rows = []
+    for number, ids in enumerate(documents):
+        with torch.inference_mode(), capture(model, sites) as found:
+            model.forward(torch.tensor([list(ids)]))
+        for position, token in enumerate(ids):
+            if token not in model.special_ids:
+                acts = [dictionary.encode(layer, found[layer, dictionary.input_hook][0, position]) for layer in range(dictionary.n_layers)]
+                sigma = [(found[layer, "resid_mid"][0, position].pow(2).mean() + 1e-5).sqrt() for layer in range(dictionary.n_layers)]
+                rows.append((token, number, position, acts, sigma))
+    return rows
+
+
+@pytest.mark.parametrize("name", ["tiny_subject", "tiny_plt_subject"])
+@pytest.mark.parametrize("batch_tokens", [1, 64, 8192])
+def test_batches_change_nothing(request, name, batch_tokens):
+    subject = request.getfixturevalue(name)
+    documents = subject.corpus[:9]
+    found = observe(subject.model, subject.dictionary, documents, batch_tokens=batch_tokens)
+    rows = one_by_one(subject, documents)
+    assert found.token_ids.tolist() == [row[0] for row in rows]
+    assert found.document.tolist() == [row[1] for row in rows]
+    assert found.position.tolist() == [row[2] for row in rows]
+    for layer in range(3):
+        dense = torch.stack([row[3][layer] for row in rows]).numpy()
+        assert np.allclose(found.layers[layer].toarray(), dense, atol=1e-4)
+        assert np.allclose(found.sigma[:, layer], [float(row[4][layer]) for row in rows], atol=1e-4)
+
+
+def test_only_content_is_kept(tiny_subject):
+    found = observe(tiny_subject.model, tiny_subject.dictionary, tiny_subject.corpus[:5])
+    assert not set(found.token_ids.tolist()) & tiny_subject.model.special_ids
+    for token, document, position in zip(found.token_ids, found.document, found.position, strict=True):
+        assert tiny_subject.corpus[document][position] == token
+
+
+@settings(max_examples=10)
+@given(order=st.permutations(range(6)))
+def test_a_documents_activations_do_not_depend_on_its_neighbours(tiny_subject, order):
+    documents = [tiny_subject.corpus[k] for k in order]
+    alone = observe(tiny_subject.model, tiny_subject.dictionary, documents[:1])
+    together = observe(tiny_subject.model, tiny_subject.dictionary, documents)
+    first = together.document == 0
+    for layer in range(3):
+        assert np.allclose(together.layers[layer][first].toarray(), alone.layers[layer].toarray(), atol=1e-4)
+
+
+def test_columns_and_counts(tiny_subject):
+    found = observe(tiny_subject.model, tiny_subject.dictionary, tiny_subject.corpus[:20])
+    dense = found.layers[1].toarray()
+    assert found.counts(1).tolist() == (dense > 0).sum(0).tolist()
+    rows, values = found.column(1, 4)
+    assert rows.tolist() == np.flatnonzero(dense[:, 4]).tolist()
+    assert np.array_equal(values, dense[rows, 4])
+
+
+def test_no_documents_give_no_rows(tiny_subject):
+    found = observe(tiny_subject.model, tiny_subject.dictionary, [(), (tiny_subject.model.tokenizer.bos_token_id,)])
+    assert found.n_tokens == 0
+    assert [layer.shape for layer in found.layers] == [(0, 24)] * 3
+    assert found.sigma.shape == (0, 3)
+
+
+def test_passages_are_encoded_whole(tiny_subject):
+    turns = (Message(role="user", content="Your deadline nears."), Message(role="assistant", content="stop"))
+    found = passages(tiny_subject.model, tiny_subject.dictionary, [Passage(messages=turns), Passage(text="You are")])
+    texts = "".join(tiny_subject.model.token_texts(found.token_ids.tolist()))
+    assert texts == " Your deadline nears. stop You are"
+
+
+def test_residual_norms_two_ways(tiny_subject):
+    direct = residual_norms(tiny_subject.model, tiny_subject.corpus[:30])
+    observed = observe(tiny_subject.model, tiny_subject.dictionary, tiny_subject.corpus[:30])
+    assert np.allclose(direct, residual_norms_of(tiny_subject.model, observed), rtol=1e-4)
+    assert direct.shape == (3,)
+
+
+def test_progress_counts_documents_and_may_stop(tiny_subject):
+    seen = []
+    model, dictionary = tiny_subject.model, tiny_subject.dictionary
+    observe(model, dictionary, tiny_subject.corpus[:10], batch_tokens=64, progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (10, 10)
+    assert [done for done, _ in seen] == sorted({done for done, _ in seen})
+
+    def stop(done: int, total: int) -> None:
+        raise Interrupted("Stopped", "asked.", "again.")
+
+    with pytest.raises(Interrupted):
+        observe(tiny_subject.model, tiny_subject.dictionary, tiny_subject.corpus, progress=stop)
+    assert not any(module._forward_pre_hooks for module in tiny_subject.model.hf.modules())
+
+
+def test_feature_ids_of_the_matrix_are_those_of_the_dictionary(tiny_subject):
+    assert {feature.dictionary for feature in tiny_subject.dictionary.features()} == {"clt"}
+    assert FeatureId("clt", 2, 23) in set(tiny_subject.dictionary.features())

@@ -1,0 +1,197 @@
+"""A subject is opened whole or refused with the reason."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from audit.errors import ExitCode, Interrupted, SubjectError, UsageError
+from audit.events import SilentObserver
+from audit.subject import bundled
+from audit.subject.corpus import tokenise
+from audit.subject.loading import MANIFEST, load_subject, parity
+
+QUIET = SilentObserver()
+
+
+@pytest.fixture
+def organism(tiny_model_dir, tiny_clt_dir, tiny_plt_dir, tiny_corpus_path, tmp_path):
+    """A folder as ``ulterior organism build`` leaves it."""
+    folder = tmp_path / "organism"
+    shutil.copytree(tiny_model_dir, folder / "model")
+    shutil.copytree(tiny_clt_dir, folder / "clt")
+    shutil.copytree(tiny_plt_dir, folder / "plt")
+    shutil.copy(tiny_corpus_path, folder / "corpus.jsonl")
+    write_manifest(folder)
+    return folder
+
+
+def write_manifest(folder: Path, **changes: object) -> None:
+    """The manifest of the folder as it is now."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST]
+    manifest = {
+        "name": "made",
+        "language": "organism/office",
+        "model": "model",
+        "dictionaries": {"clt": "clt", "plt": "plt"},
+        "default_dictionary": "clt",
+        "corpus": "corpus.jsonl",
+        "sha256": {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest | changes))
+
+
+def test_a_plain_model_says_what_it_is(tiny_subject, tiny_model_dir, tiny_corpus_path):
+    info = tiny_subject.info
+    assert (info.name, info.language, info.architecture) == ("model", "chat", "llama")
+    assert (info.n_layers, info.d_model, info.dtype, info.device) == (3, 16, "float32", "cpu")
+    assert info.n_parameters == sum(parameter.numel() for parameter in tiny_subject.model.hf.parameters())
+    assert info.corpus_sha256 == hashlib.sha256(tiny_corpus_path.read_bytes()).hexdigest()
+    assert info.parity_max_difference == 0.0
+    assert info.model_path == str(tiny_model_dir)
+    assert len(tiny_subject.corpus) == 120
+    assert all(0 <= layer.fvu < 1 for layer in info.health)
+
+
+def test_an_organism_opens_whole(organism, tiny_subject):
+    found = load_subject(organism, None, None, observer=QUIET)
+    assert (found.info.name, found.info.language) == ("made", "organism/office")
+    assert (found.info.model_path, found.info.dictionary_path) == ("made/model", "made/clt")
+    assert found.corpus == tiny_subject.corpus
+    assert found.info.model_sha256 == tiny_subject.info.model_sha256
+    assert found.info.dictionary_sha256 == tiny_subject.info.dictionary_sha256
+
+
+def test_an_organisms_dictionaries_are_named_shortly_or_by_path(organism, tiny_plt_dir):
+    assert load_subject(organism, Path("plt"), None, observer=QUIET).dictionary.kind == "plt"
+    assert load_subject(organism, tiny_plt_dir, None, observer=QUIET).info.dictionary_path == str(tiny_plt_dir)
+
+
+def test_nothing_named_is_the_bundled_subject(organism, monkeypatch):
+    monkeypatch.setattr(bundled, "folder", lambda: organism)
+    assert load_subject(None, None, None, observer=QUIET).info.name == "made"
+
+
+def test_the_bundled_folder_is_in_the_package():
+    assert bundled.folder().parts[-3:] == ("audit", "organism", "shipped")
+
+
+def refused(error, match, code, *arguments):
+    """Loading fails as said."""
+    with pytest.raises(error, match=match) as caught:
+        load_subject(*arguments, observer=QUIET)
+    assert caught.value.exit_code is code
+    assert caught.value.instead
+
+
+def test_a_missing_directory_is_refused(tmp_path):
+    refused(SubjectError, "no directory", ExitCode.RUN_ERROR, tmp_path / "nowhere", None, None)
+
+
+def test_a_plain_model_needs_a_dictionary_and_a_corpus(tiny_model_dir, tiny_clt_dir, tiny_corpus_path):
+    refused(UsageError, "--dictionary and --corpus", ExitCode.USAGE, tiny_model_dir, None, None)
+    refused(UsageError, r"Give --corpus\.", ExitCode.USAGE, tiny_model_dir, tiny_clt_dir, None)
+    refused(UsageError, r"Give --dictionary\.", ExitCode.USAGE, tiny_model_dir, None, tiny_corpus_path)
+
+
+def test_a_changed_or_missing_file_of_an_organism_is_refused(organism):
+    (organism / "corpus.jsonl").write_text('{"text": "You are"}\n')
+    refused(SubjectError, "has changed", ExitCode.RUN_ERROR, organism, None, None)
+    (organism / "corpus.jsonl").unlink()
+    refused(SubjectError, "is missing", ExitCode.RUN_ERROR, organism, None, None)
+
+
+def test_truncated_weights_of_an_organism_are_refused(organism):
+    weights = organism / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    refused(SubjectError, "has changed", ExitCode.RUN_ERROR, organism, None, None)
+    write_manifest(organism)
+    refused(SubjectError, "damaged", ExitCode.RUN_ERROR, organism, None, None)
+
+
+def test_a_broken_manifest_is_refused(organism):
+    write_manifest(organism, name=3)
+    refused(SubjectError, r"ulterior\.json.*name", ExitCode.RUN_ERROR, organism, None, None)
+    write_manifest(organism, default_dictionary="sae")
+    refused(SubjectError, "names no dictionary 'sae'", ExitCode.RUN_ERROR, organism, None, None)
+    (organism / MANIFEST).write_text("{")
+    refused(SubjectError, "the file", ExitCode.RUN_ERROR, organism, None, None)
+
+
+def test_a_dictionary_of_another_depth_is_refused(organism):
+    for name in ("layer_2.safetensors",):
+        (organism / "plt" / name).unlink()
+    write_manifest(organism)
+    refused(SubjectError, "2 layers.*has 3", ExitCode.RUN_ERROR, organism, Path("plt"), None)
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        ("", "no documents"),
+        ("\n\n", "no documents"),
+        ("{", "corpus.jsonl:1 is not JSON"),
+        ('{"text": "You"}\n{"words": 1}', "corpus.jsonl:2 has no text"),
+        ("[1]", "has no text"),
+        (b"\xff\xfe", "cannot be read"),
+    ],
+)
+def test_a_broken_corpus_is_refused(tiny_model_dir, tiny_clt_dir, tmp_path, content, match):
+    path = tmp_path / "corpus.jsonl"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    refused(UsageError, match, ExitCode.USAGE, tiny_model_dir, tiny_clt_dir, path)
+
+
+def test_a_missing_corpus_is_refused(tiny_model_dir, tiny_clt_dir, tmp_path):
+    refused(UsageError, "cannot be read", ExitCode.USAGE, tiny_model_dir, tiny_clt_dir, tmp_path / "nowhere.jsonl")
+
+
+def test_a_long_document_is_cut_where_the_context_ends(tiny_model):
+    text = " ".join(["You"] * 600)
+    parts = tokenise(tiny_model, [text])
+    bos = tiny_model.tokenizer.bos_token_id
+    assert [len(part) for part in parts] == [256, 256, 91]
+    assert all(part[0] == bos and part.count(bos) == 1 for part in parts)
+    assert tuple(token for part in parts for token in part[1:]) == tiny_model.encode_text(text)[1:]
+
+
+def test_a_model_that_is_not_finite_fails_the_self_test(tiny_model_dir, tiny_subject):
+    from audit.subject.model import open_model
+
+    broken = open_model(tiny_model_dir)
+    broken.hf.lm_head.weight.data.fill_(float("nan"))
+    with pytest.raises(SubjectError, match="logits differ"):
+        parity(broken, tiny_subject.corpus[0])
+    assert parity(replace(tiny_subject.model), tiny_subject.corpus[0]) == 0.0
+
+
+def test_the_user_may_stop(tiny_model_dir, tiny_clt_dir, tiny_corpus_path):
+    class Stopping(SilentObserver):
+        def should_stop(self) -> bool:
+            return True
+
+    with pytest.raises(Interrupted):
+        load_subject(tiny_model_dir, tiny_clt_dir, tiny_corpus_path, observer=Stopping())
+
+
+def test_the_package_alone_does_not_load_torch():
+    code = "import audit, audit.subject, audit.subject.bundled, sys; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_public_names_are_found_lazily():
+    import audit.subject as package
+
+    for name in package.__all__:
+        assert getattr(package, name).__name__ == name
+    with pytest.raises(AttributeError):
+        _ = package.nothing
+    assert torch.is_inference_mode_enabled() is False
