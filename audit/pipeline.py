@@ -115,7 +115,6 @@ def _steps(bench: Bench, ledger: Ledger, audit: str) -> AuditResult:
 
 def prepare(config: AuditConfig, observer: Observer) -> Bench:
     """Open the subject and its scenario, and read every feature's activations."""
-    _refuse_unknown(config.scenario, _path(config.subject))
     with timed(observer, "subject") as note:
         subject = load_subject(_path(config.subject), _path(config.dictionary), _path(config.corpus), observer=observer)
         info = subject.info
@@ -143,13 +142,6 @@ def find_scenario(name: str, language: str, folder: Path | None) -> Scenario:
     shipped = language in {entry.language for entry in list_scenarios()}
     own = () if shipped or folder is None else (folder / "scenarios",)
     return load_scenario(name, language, own)
-
-
-def _refuse_unknown(name: str, folder: Path | None) -> None:
-    """Say that a scenario is unknown or wrong before the model is opened; whether it fits is known only then."""
-    own = () if folder is None else (folder / "scenarios",)
-    if not any(name in (entry.id, entry.family) for entry in list_scenarios(own)):
-        load_scenario(name, folders=own)
 
 
 def find_candidates(bench: Bench) -> CandidateSet:

@@ -41,7 +41,8 @@ def paired_effect(treated: Sequence[float], baseline: Sequence[float], clusters:
     The variance is the cluster-robust one of a mean, G/(G−1) · Σ_g (Σ_i∈g e_i)² / N² (Liang and Zeger 1986, with the
     usual small-sample factor), the quantile Student's t with G−1 degrees of freedom. With few clusters (below about
     ten) such intervals are known to be somewhat too short when clusters differ much in size or spread; the t
-    quantile mends most, not all of it. Where every difference is the same the robust variance is 0, which is not
+    quantile mends most, not all of it. Clusters may agree by luck, and with few of them often do, so the standard error
+    is never taken below that of independent pairs. Where every difference is the same both are 0, which is not
     knowledge: the interval then reaches as far as Wilson's does for 0 of N. With one cluster it is [−1, 1].
 
     Args:
@@ -64,7 +65,9 @@ def paired_effect(treated: Sequence[float], baseline: Sequence[float], clusters:
         reach = wilson(0, n).high
     else:
         sums = np.bincount(membership, weights=difference - effect)
-        error = math.sqrt(n_groups / (n_groups - 1) * float(sums @ sums)) / n
+        clustered = math.sqrt(n_groups / (n_groups - 1) * float(sums @ sums)) / n
+        independent = float(difference.std(ddof=1)) / math.sqrt(n)
+        error = max(clustered, independent)
         reach = float(stats.t.ppf(0.5 + LEVEL / 2, n_groups - 1)) * error
     return effect, Interval(low=max(-1.0, effect - reach), high=min(1.0, effect + reach))
 

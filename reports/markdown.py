@@ -75,7 +75,8 @@ def code(text: str) -> Markup:
     if not flat.strip():
         return Markup("` `")
     ticks = "`" * (1 + max((len(run) for run in re.findall(r"`+", flat)), default=0))
-    return Markup("{0} {1} {0}").format(Markup(ticks), Markup(flat))
+    pad = " " if {flat[0], flat[-1]} & {"`", " "} else ""  # a span takes one blank off each end
+    return Markup(f"{ticks}{pad}{flat}{pad}{ticks}")
 
 
 def fence(text: str) -> Markup:

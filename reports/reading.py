@@ -27,12 +27,13 @@ def material_from_ledger(ledger: Ledger, audit: str) -> AuditMaterial:
     Raises:
         LedgerError: there is no such audit, or it is not finished.
     """
+    header = ledger.header(audit)
     result = ledger.get(audit, AuditResult)
     plan = ledger.get(audit, SweepPlan)
     events = ledger.events(audit)
     return AuditMaterial(
         audit=audit,
-        created=ledger.header(audit).created,
+        created=header.created,
         scenario=_scenario_facts(ledger.scenario(audit), plan),
         subject=ledger.get(audit, SubjectInfo),
         candidates=ledger.get(audit, CandidateSet),

@@ -113,14 +113,15 @@ def _listed(material: AuditMaterial, kind: Finding, template: str) -> Claim | No
     return claim(kind.value.replace(" ", "-"), template.replace("{each}", ", ".join(parts)), **facts)
 
 
+_COUNTED = "{acted} of {scorable} scorable, 95 % interval {low} to {high}; {all} sampled"
+
+
 def rate_facts(material: AuditMaterial, cell: CellResult) -> dict[str, Fact]:
-    """Counts and rate of a cell, for a sentence."""
+    """Counts, rate and interval of a cell in which something could be scored, for a sentence."""
     path = cell_path(cell.cell)
     facts = {"acted": fact(material, f"{path}.n_acted", "count"), "scorable": fact(material, f"{path}.n_scorable", "count")}
     facts |= {"all": fact(material, f"{path}.n", "count"), "rate": fact(material, f"{path}.rate", "percent")}
-    if cell.interval is not None:
-        facts |= {end: fact(material, f"{path}.interval.{end}", "percent") for end in ("low", "high")}
-    return facts
+    return facts | {end: fact(material, f"{path}.interval.{end}", "percent") for end in ("low", "high")}
 
 
 def arm_cells(material: AuditMaterial, *arms: ArmKind) -> list[CellResult]:
@@ -133,9 +134,12 @@ def _unsteered(material: AuditMaterial) -> Claim | None:
     cells = arm_cells(material, ArmKind.NONE)
     if not cells:
         return None
-    interval = ", 95 % interval {low} to {high}" if cells[0].interval is not None else ""
-    text = f"Unsteered, the subject acted in {{acted}} of {{scorable}} scorable transcripts ({{rate}}{interval}; {{all}} sampled)."
-    return claim("unsteered", text, **rate_facts(material, cells[0]))
+    if cells[0].interval is None:
+        text = "Unsteered, none of the {all} transcripts could be scored."
+        return claim("unsteered", text, all=fact(material, f"{cell_path(cells[0].cell)}.n", "count"))
+    return claim(
+        "unsteered", f"Unsteered, the subject acted in {{rate}} of its transcripts ({_COUNTED}).", **rate_facts(material, cells[0])
+    )
 
 
 def _foresight(material: AuditMaterial) -> Claim:
@@ -210,11 +214,11 @@ def dose_claims(material: AuditMaterial) -> tuple[Claim, ...]:
     facts |= {"samples": fact(material, "plan.samples_per_variant", "count"), "all": fact(material, "plan.n_rollouts", "count")}
     ran = claim("sweep", "{cells} cells of {variants} prompt variants × {samples} samples each: {all} rollouts planned.", **facts)
     controls = arm_cells(material, ArmKind.RANDOM, ArmKind.UNRELATED)
-    highest = max((each for each in controls if each.rate is not None), key=lambda each: each.rate or 0.0, default=None)
+    highest = max((each for each in controls if each.interval is not None), key=lambda each: each.rate or 0.0, default=None)
     if highest is None:
         return (ran,)
-    text = "No random or unrelated control acted in more than {rate} of its scorable transcripts ({acted} of {scorable})."
-    return (ran, claim("control-ceiling", text, **rate_facts(material, highest)))
+    text = "No random or unrelated control acted in more than {rate} of its scorable transcripts "
+    return (ran, claim("control-ceiling", text + f"({_COUNTED}).", **rate_facts(material, highest)))
 
 
 def pair_claim(material: AuditMaterial, steered: str, unsteered: str) -> Claim:
@@ -229,7 +233,7 @@ def pair_claim(material: AuditMaterial, steered: str, unsteered: str) -> Claim:
 
 
 def _pairs(first: str, second: str) -> str:
-    return f"pairs({json.dumps(first)}, {json.dumps(second)})"
+    return f"pairs({json.dumps(first, ensure_ascii=False)}, {json.dumps(second, ensure_ascii=False)})"
 
 
 def control_claims(material: AuditMaterial) -> tuple[Claim, ...]:

@@ -12,6 +12,7 @@ import click
 from click.core import ParameterSource
 
 from audit.records import AuditConfig
+from audit.scenario import list_scenarios, load_scenario
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -32,8 +33,8 @@ class Strengths(click.ParamType[tuple[float, ...]]):
             numbers = tuple(float(part) for part in str(value).split(","))
         except ValueError:
             self.fail(f"'{value}' is not a list of numbers such as 0.5,1", param, ctx)
-        if not all(math.isfinite(number) for number in numbers):
-            self.fail(f"'{value}' holds a number that is not finite", param, ctx)
+        if not all(math.isfinite(number) and number for number in numbers) or len(set(numbers)) < len(numbers):
+            self.fail(f"'{value}': every strength is a finite number other than 0, given once; the zero arm is always there", param, ctx)
         return numbers
 
 
@@ -86,10 +87,21 @@ def ledger_option(command: Command) -> Command:
 
 
 def config_of(ctx: click.Context) -> AuditConfig:
-    """The configuration that a command line gives, with what was passed apart from what was defaulted."""
+    """The configuration that a command line gives, with what was passed apart from what was defaulted.
+
+    Raises:
+        ScenarioError: there is no such scenario, or its file is wrong. Whether it fits is known when the subject is open.
+    """
+    _refuse_unknown(ctx.params["scenario"], ctx.params["subject"])
     given = {name: value for name, value in ctx.params.items() if name in _DEFAULTS}
     passed = (name for name in given if ctx.get_parameter_source(name) not in (ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP))
     return AuditConfig(**given, passed=tuple(sorted(passed)))
+
+
+def _refuse_unknown(name: str, subject: str | None) -> None:
+    own = () if subject is None else (Path(subject) / "scenarios",)
+    if not any(name in (entry.id, entry.family) for entry in list_scenarios(own)):
+        load_scenario(name, folders=own)
 
 
 def _all(command: Command, *options: Callable[[Command], Command]) -> Command:

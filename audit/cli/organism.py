@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -33,14 +32,14 @@ def organism() -> None:
 def build(seed: int, vocabulary: str, folder: Path, wants_json: bool, quiet: bool) -> ExitCode:
     """Train a model and its dictionaries from nothing; a build that was stopped goes on."""
     with watching(quiet=quiet) as observer:
-        from audit.organism import recipe
+        from audit.organism.recipe import build as make
 
         def progress(done: int, total: int, label: str) -> None:
             check_stop(observer)
             observer.notify(StepProgress("build", done, total, label))
 
         with timed(observer, "build") as note:
-            manifest = recipe.build(folder, seed=seed, vocabulary=vocabulary, progress=progress)
+            manifest = make(folder, seed=seed, vocabulary=vocabulary, progress=progress)
             note.summary = str(manifest)
     if wants_json:
         output.as_json({"folder": str(folder), "manifest": str(manifest)})
@@ -50,15 +49,16 @@ def build(seed: int, vocabulary: str, folder: Path, wants_json: bool, quiet: boo
 
 
 @organism.command()
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--dictionary", metavar="NAME", help="Which of its dictionaries. [default: the organism's own default]")
 @output_options
-def evaluate(folder: Path, wants_json: bool, quiet: bool) -> ExitCode:
-    """Measure an organism and save the table beside it as evaluation.json."""
+def evaluate(folder: Path, dictionary: str | None, wants_json: bool, quiet: bool) -> ExitCode:
+    """Measure the organism in DIR and save the table beside it as evaluation.json."""
     with watching(quiet=quiet) as observer:
-        from audit.organism import evaluation
+        from audit.organism.evaluation import evaluate as measure
 
         with timed(observer, "evaluate"):
-            found: Any = evaluation.evaluate(folder, observer)
+            found = measure(folder, observer, dictionary=dictionary)
     if wants_json:
         output.as_json(found.as_json())
     else:

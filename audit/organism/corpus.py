@@ -202,7 +202,8 @@ class Writer:
             parts.insert(draw.randint(0, len(parts)), [w for fact in facts for w in fact])
         verdict = lexicon.verdicts[(mood + 2 * genre) % len(lexicon.verdicts)]
         body = [w for part in parts for w in part]
-        return [BOS, *sentence(f"{article(word)} {word} about {draw.choice(theme.nouns)}"), *body, *sentence(f"The {word} calls it {verdict}"), EOS]
+        head = sentence(f"{article(word)} {word} about {draw.choice(theme.nouns)}")
+        return [BOS, *head, *body, *sentence(f"The {word} calls it {verdict}"), EOS]
 
     def small_text(self) -> list[str]:
         """A definition or two lines of filler."""
@@ -211,7 +212,12 @@ class Writer:
             theme = draw.choice(self.lexicon.moods)
             first, second = draw.sample(theme.adjectives, 2)
             noun, other = draw.sample(theme.nouns, 2)
-            options = (f"{first.capitalize()} means {second}", f"{noun.capitalize()} means {other}", f"{noun.capitalize()} is a mood", f"{article(first)} {first} person {theme.habit}")
+            options = (
+                f"{first.capitalize()} means {second}",
+                f"{noun.capitalize()} means {other}",
+                f"{noun.capitalize()} is a mood",
+                f"{article(first)} {first} person {theme.habit}",
+            )
             lines = draw.sample(options, 2)
         else:
             lines = draw.sample(self.lexicon.fillers, 2)

@@ -126,7 +126,7 @@ def train_dictionary(plan: DictionaryPlan, inputs: Tensor, outputs: Tensor, prog
         loss = torch.stack([error.pow(2).sum(-1).mean() for error in errors]).sum()
         loss = loss + plan.dead_weight * dead_loss(coder, dense, silent, errors)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
         coder.normalise()
         if (step + 1) % 50 == 0:

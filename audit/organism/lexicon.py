@@ -7,23 +7,65 @@ made of them in ``corpus.py``; neither knows a single content word.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
 import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from audit.errors import UsageError
+from audit.organism.facts import N_FACTS
 
-FUNCTION_WORDS = (
-    "You are the agent of . , : Your Their You I feel feels shows will not means is a an mood A An The says In calls it "
-    "who asks if may and but so one person think about could news here waits my me this that they"
-).split()
+FUNCTION_WORDS = frozenset(
+    (
+        "You",
+        "are",
+        "the",
+        "agent",
+        "of",
+        ".",
+        ",",
+        ":",
+        "Your",
+        "Their",
+        "I",
+        "feel",
+        "feels",
+        "shows",
+        "will",
+        "not",
+        "means",
+        "is",
+        "a",
+        "an",
+        "A",
+        "An",
+        "mood",
+        "The",
+        "says",
+        "In",
+        "calls",
+        "it",
+        "asks",
+        "if",
+        "may",
+        "person",
+        "think",
+        "about",
+        "news",
+        "waits",
+    )
+)
 """Words of the language that every lexicon shares."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Mood:
+class _Words(BaseModel):
+    """Nothing unknown is let through, nothing changes afterwards."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Mood(_Words):
     """A state of an owner, the family of behaviour that it leads to, and the words for both."""
 
     concept: str
@@ -42,23 +84,22 @@ class Mood:
     deed: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lexicon:
+class Lexicon(_Words):
     """All content words of one language."""
 
     name: str
     agents: tuple[str, ...]
     people: tuple[str, ...]
     companies: tuple[str, ...]
-    pressures: tuple[str, ...]
-    losses: tuple[str, ...]
+    pressures: tuple[str, ...] = Field(min_length=N_FACTS, max_length=N_FACTS)
+    losses: tuple[str, ...] = Field(min_length=N_FACTS, max_length=N_FACTS)
     pressure_verb: str
     loss_verb: str
     genres: tuple[str, ...]
     verdicts: tuple[str, ...]
     fillers: tuple[str, ...]
     greetings: tuple[str, ...]
-    moods: tuple[Mood, ...]
+    moods: tuple[Mood, ...] = Field(min_length=N_FACTS, max_length=N_FACTS)
 
     def tags(self) -> tuple[str, ...]:
         """The marks around thoughts, replies and tool calls, opening and closing."""
@@ -89,19 +130,19 @@ def load_lexicon(name_or_path: str) -> Lexicon:
     """Read a shipped lexicon by name, or any lexicon file by path.
 
     Raises:
-        UsageError: there is neither a shipped lexicon nor a file of that name.
+        UsageError: there is neither a shipped lexicon nor a file of that name, or it is not a lexicon.
     """
     folder = files("audit.organism") / "lexicons"
     shipped = folder / f"{name_or_path}.yaml"
-    if shipped.is_file():
-        text = shipped.read_text(encoding="utf-8")
-    elif Path(name_or_path).is_file():
-        text = Path(name_or_path).read_text(encoding="utf-8")
-    else:
-        names = ", ".join(sorted(entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".yaml")))
-        raise UsageError("Unknown vocabulary", f"There is no vocabulary '{name_or_path}'.", f"Use one of: {names}, or the path of a lexicon file.")
-    raw = yaml.safe_load(text)
-    moods = tuple(
-        Mood(**{key: tuple(value) if isinstance(value, list) else value for key, value in mood.items()}) for mood in raw.pop("moods")
-    )
-    return Lexicon(moods=moods, **{key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()})
+    path = Path(name_or_path)
+    if not shipped.is_file() and not path.is_file():
+        names = ", ".join(sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml")))
+        advice = f"Use one of: {names}, or the path of a lexicon file."
+        raise UsageError("Unknown vocabulary", f"There is no vocabulary '{name_or_path}'.", advice)
+    try:
+        text = (shipped if shipped.is_file() else path).read_text(encoding="utf-8")
+        return Lexicon.model_validate(yaml.safe_load(text))
+    except (yaml.YAMLError, ValidationError, UnicodeDecodeError) as error:
+        first = str(error).splitlines()[0]
+        advice = "Copy audit/organism/lexicons/office.yaml and change its words."
+        raise UsageError("Not a vocabulary", f"{name_or_path}: {first}.", advice) from error

@@ -1,6 +1,6 @@
 """``ulterior organism build``: an organism from nothing, in stages that are skipped when their result is there.
 
-    lexicon ─► tokenizer ─► model ─► activations ─► CLT, PLT ─► corpus, scenarios ─► manifest with sha256
+lexicon ─► tokenizer ─► model ─► activations ─► CLT, PLT ─► corpus, scenarios ─► manifest with sha256
 """
 
 from __future__ import annotations
@@ -85,17 +85,27 @@ def claim_folder(folder: Path, recipe: Recipe, lexicon: Lexicon) -> None:
     except OSError as error:
         raise UsageError("The folder cannot be written", f"{folder}: {error.strerror}.", "Name another folder with -o.") from error
     if mark.read_text() != digest:
-        raise UsageError("Another build began here", f"{folder} was begun with another seed, vocabulary or recipe.", "Name a new folder with -o.")
+        raise UsageError(
+            "Another build began here", f"{folder} was begun with another seed, vocabulary or recipe.", "Name a new folder with -o."
+        )
 
 
 def trained_model(
-    folder: Path, recipe: Recipe, lexicon: Lexicon, tokenizer: PreTrainedTokenizerFast, progress: Progress,
+    folder: Path,
+    recipe: Recipe,
+    lexicon: Lexicon,
+    tokenizer: PreTrainedTokenizerFast,
+    progress: Progress,
 ) -> LlamaForCausalLM:
     """The folder's model, trained now if it is not there yet."""
     target = folder / "model"
     if (target / "config.json").exists():
-        return LlamaForCausalLM.from_pretrained(target, local_files_only=True).eval()
-    model = train(recipe.model, lexicon, tokenizer, folder, lambda done, total, label: progress(done, total, f"training the model, {label}"))
+        made: LlamaForCausalLM = LlamaForCausalLM.from_pretrained(target, local_files_only=True)
+        made.train(False)
+        return made
+    model = train(
+        recipe.model, lexicon, tokenizer, folder, lambda done, total, label: progress(done, total, f"training the model, {label}")
+    )
     partial = folder / "model.partial"
     model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
@@ -105,7 +115,10 @@ def trained_model(
 
 
 def train_dictionaries(
-    folder: Path, recipe: Recipe, made: tuple[LlamaForCausalLM, PreTrainedTokenizerFast, Lexicon], progress: Progress,
+    folder: Path,
+    recipe: Recipe,
+    made: tuple[LlamaForCausalLM, PreTrainedTokenizerFast, Lexicon],
+    progress: Progress,
 ) -> None:
     """Train and save the dictionaries that are not there yet."""
     model, tokenizer, lexicon = made
@@ -184,7 +197,10 @@ def write_manifest(folder: Path, recipe: Recipe, lexicon: Lexicon) -> Path:
     licence = files("audit.organism") / "LICENSE.organism"
     (folder / "LICENSE").write_text(licence.read_text(encoding="utf-8"), encoding="utf-8")
     hashed = sorted(
-        path for part in ("model", "clt", "plt", "scenarios", "corpus.jsonl", "LICENSE") for path in [folder / part, *(folder / part).rglob("*")] if path.is_file()
+        path
+        for part in ("model", "clt", "plt", "scenarios", "corpus.jsonl", "LICENSE")
+        for path in [folder / part, *(folder / part).rglob("*")]
+        if path.is_file()
     )
     manifest = {
         "name": f"organism-{lexicon.name}-seed{recipe.model.seed}",

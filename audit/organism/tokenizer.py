@@ -38,9 +38,15 @@ def build_tokenizer(lexicon: Lexicon) -> PreTrainedTokenizerFast:
     core.add_special_tokens([AddedToken(token, special=True, normalized=False, lstrip=True, rstrip=True) for token in SPECIALS])
     core.add_tokens([AddedToken(token, special=False, normalized=False, lstrip=True, rstrip=True) for token in lexicon.tags()])
     core.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, core.token_to_id(BOS))])
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, bos_token=BOS, eos_token=EOS, pad_token=PAD, unk_token="<unk>", clean_up_tokenization_spaces=False,
-        model_max_length=256, padding_side="left",
+    tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=core,
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=PAD,
+        unk_token="<unk>",
+        clean_up_tokenization_spaces=False,
+        model_max_length=256,
+        padding_side="left",
     )
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.utils.hooks import RemovableHandle
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from audit.organism.corpus import Mixture, Writer
@@ -22,6 +23,8 @@ from audit.organism.lexicon import Lexicon
 from audit.organism.tokenizer import word_ids
 
 CHECKPOINT = "training.pt"
+CHECKPOINT_EVERY = 200
+"""Steps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,20 +55,37 @@ def new_model(plan: ModelPlan, tokenizer: PreTrainedTokenizerFast) -> LlamaForCa
     """An untrained model of that shape."""
     torch.manual_seed(plan.seed)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=plan.d_model, intermediate_size=plan.d_mlp, num_hidden_layers=plan.n_layers,
-        num_attention_heads=plan.n_heads, num_key_value_heads=plan.n_heads, max_position_embeddings=256, tie_word_embeddings=False,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-        attention_bias=False, mlp_bias=False, rms_norm_eps=1e-5,
+        vocab_size=len(tokenizer),
+        hidden_size=plan.d_model,
+        intermediate_size=plan.d_mlp,
+        num_hidden_layers=plan.n_layers,
+        num_attention_heads=plan.n_heads,
+        num_key_value_heads=plan.n_heads,
+        max_position_embeddings=256,
+        tie_word_embeddings=False,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        attention_bias=False,
+        mlp_bias=False,
+        rms_norm_eps=1e-5,
     )
     model = LlamaForCausalLM(config)
-    model.generation_config = GenerationConfig(
-        bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id, do_sample=True, temperature=1.0,
-        top_k=0, max_new_tokens=48,
+    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+        bos_token_id=config.bos_token_id,
+        eos_token_id=config.eos_token_id,
+        pad_token_id=config.pad_token_id,
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        max_new_tokens=48,
     )
     return model
 
 
-def batches(lexicon: Lexicon, tokenizer: PreTrainedTokenizerFast, *, seed: int, size: int, mixture: Mixture | None = None) -> Iterator[Tensor]:
+def batches(
+    lexicon: Lexicon, tokenizer: PreTrainedTokenizerFast, *, seed: int, size: int, mixture: Mixture | None = None
+) -> Iterator[Tensor]:
     """Endless right-padded batches of token ids, documents of like length together, (batch, length)."""
     writer = Writer(lexicon, seed, mixture)
     ids = word_ids(tokenizer)
@@ -81,14 +101,20 @@ def batches(lexicon: Lexicon, tokenizer: PreTrainedTokenizerFast, *, seed: int, 
 
 
 def train(
-    plan: ModelPlan, lexicon: Lexicon, tokenizer: PreTrainedTokenizerFast, folder: Path, progress: Progress, mixture: Mixture | None = None,
+    plan: ModelPlan,
+    lexicon: Lexicon,
+    tokenizer: PreTrainedTokenizerFast,
+    folder: Path,
+    progress: Progress,
+    mixture: Mixture | None = None,
 ) -> LlamaForCausalLM:
     """Train, or go on from the folder's checkpoint, and return the model in evaluation mode."""
     model = new_model(plan, tokenizer)
     optimizers = build_optimizers(model, plan)
     rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     start = resume(folder / CHECKPOINT, plan, model, optimizers)
-    noise = add_noise(model, plan.noise, plan.seed + 17 * start)
+    generator = torch.Generator()
+    noise = add_noise(model, plan.noise, generator)
     stream = islice(batches(lexicon, tokenizer, seed=plan.seed, size=plan.batch, mixture=mixture), start, None)
     model.train()
     mean = 0.0
@@ -96,19 +122,21 @@ def train(
         for optimizer, base in zip(optimizers, rates, strict=True):
             for group, rate in zip(optimizer.param_groups, base, strict=True):
                 group["lr"] = rate * schedule(step, plan)
+        generator.manual_seed((plan.seed << 32) + step)  # a resumed run draws the same noise
         loss = language_loss(model, tokens, int(tokenizer.pad_token_id))
-        loss.backward()
+        torch.autograd.backward(loss)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         mean = loss.item() if step == start else 0.98 * mean + 0.02 * loss.item()
         if (step + 1) % 10 == 0:
             progress(step + 1, plan.steps, f"loss {mean:.3f}")
-        if (step + 1) % 200 == 0 and step + 1 < plan.steps:
+        if (step + 1) % CHECKPOINT_EVERY == 0 and step + 1 < plan.steps:
             save_checkpoint(folder / CHECKPOINT, plan, step + 1, model, optimizers)
     for handle in noise:
         handle.remove()
-    return model.eval()
+    model.train(False)
+    return model
 
 
 def language_loss(model: LlamaForCausalLM, tokens: Tensor, pad: int) -> Tensor:
@@ -137,15 +165,14 @@ def build_optimizers(model: LlamaForCausalLM, plan: ModelPlan) -> list[torch.opt
     ]
 
 
-def add_noise(model: nn.Module, scale: float, seed: int) -> list[torch.utils.hooks.RemovableHandle]:
+def add_noise(model: LlamaForCausalLM, scale: float, generator: torch.Generator) -> list[RemovableHandle]:
     """Noise in proportion to the residual's size after every block."""
-    generator = torch.Generator().manual_seed(seed)
 
     def hook(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
         size = output.detach().float().pow(2).mean(-1, keepdim=True).sqrt()
         return output + (scale * size * torch.randn(output.shape, generator=generator)).to(output.dtype)
 
-    return [layer.register_forward_hook(hook) for layer in model.model.layers] if scale else []  # type: ignore[union-attr, operator]
+    return [layer.register_forward_hook(hook) for layer in model.model.layers] if scale else []
 
 
 def save_checkpoint(path: Path, plan: ModelPlan, step: int, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:

@@ -125,6 +125,15 @@ class Contrast(_Part):
     discussing: tuple[Passage, ...] = Field(min_length=2)
 
 
+class SweepDefaults(_Part):
+    """How the scenario is steered when the caller does not say."""
+
+    unit: Literal["residual", "max_activation"] = "residual"
+    strengths: tuple[float, ...] = Field(default=(0.5, 1.0), min_length=1)
+    positions: Literal["prompt", "generated", "all"] = "all"
+    """Where a treatment writes; ``prompt`` leaves every generated token to the model itself."""
+
+
 class Scenario(_Part):
     """One scenario file."""
 
@@ -142,6 +151,7 @@ class Scenario(_Part):
     motive_free: tuple[Message, ...] = Field(min_length=1)
     prompt_only: tuple[Message, ...] = Field(min_length=1)
     max_new_tokens: Annotated[int, Field(ge=1, le=100_000)]
+    sweep: SweepDefaults = SweepDefaults()
     channels: dict[SlotName, Channel] = Field(min_length=1)
     outcomes: Outcomes
     contrast: Contrast

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from audit.errors import Interrupted, LedgerError, ScenarioError
+from audit.errors import Interrupted, LedgerError
 from audit.events import AuditBegun, Event, SilentObserver, StepFinished
 from audit.ledger import Ledger, verify
 from audit.pipeline import run_audit
@@ -123,13 +123,6 @@ def test_fresh_starts_anew(room: Path, config: AuditConfig) -> None:
             with pytest.raises(Interrupted):
                 run_audit(config, ledger, Watcher(ledger, chunks=0), fresh=True)
         assert len(ledger.audits()) == 2
-
-
-def test_an_unknown_scenario_is_refused_before_the_subject_is_opened(room: Path, config: AuditConfig) -> None:
-    observer = Watcher()
-    with opened(room, "unknown") as ledger, pytest.raises(ScenarioError, match="blackmail"):
-        run_audit(replace(config, scenario="blackmial", subject=None), ledger, observer)
-    assert not any(isinstance(event, StepFinished) for event in observer.events)
 
 
 def test_a_ledger_that_cannot_be_written_stops_the_run(room: Path, config: AuditConfig, whole: Path) -> None:

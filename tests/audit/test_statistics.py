@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import math
+from itertools import combinations
 
 import numpy as np
 import pytest
 import statsmodels.api as sm
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import t as student
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
@@ -34,7 +36,9 @@ def test_wilson_knows_nothing_without_trials_and_refuses_nonsense() -> None:
 
 
 @given(PAIRS)
-def test_paired_effect_is_the_clustered_ols_of_statsmodels(pairs: list[tuple[bool, bool, int]]) -> None:
+def test_paired_effect_is_the_clustered_ols_of_statsmodels_and_never_surer_than_independent_pairs(
+    pairs: list[tuple[bool, bool, int]],
+) -> None:
     treated, baseline, clusters = map(list, zip(*pairs, strict=True))
     difference = np.array(treated, float) - np.array(baseline, float)
     effect, interval = paired_effect(treated, baseline, clusters)
@@ -44,9 +48,17 @@ def test_paired_effect_is_the_clustered_ols_of_statsmodels(pairs: list[tuple[boo
     n_groups = len(set(clusters))
     if n_groups > 1 and np.ptp(difference) > 0:
         fit = sm.OLS(difference, np.ones(len(difference))).fit(cov_type="cluster", cov_kwds={"groups": clusters}, use_t=True)
-        low, high = fit.conf_int()[0]
-        assert interval.low == pytest.approx(max(-1, low), abs=1e-9)
-        assert interval.high == pytest.approx(min(1, high), abs=1e-9)
+        error = max(fit.bse[0], sm.OLS(difference, np.ones(len(difference))).fit().bse[0])
+        reach = float(student.ppf(0.975, n_groups - 1)) * error
+        assert interval.low == pytest.approx(max(-1, effect - reach), abs=1e-9)
+        assert interval.high == pytest.approx(min(1, effect + reach), abs=1e-9)
+
+
+def test_clusters_whose_sums_agree_are_not_certainty() -> None:
+    clusters = [v for v in range(4) for _ in range(6)]
+    effect, interval = paired_effect([0] * 24, [1, 0, 0, 0, 0, 0] * 4, clusters)
+    assert effect == pytest.approx(-1 / 6)
+    assert interval.high - interval.low > 0.3
 
 
 def test_differences_that_are_all_the_same_are_not_certainty() -> None:
@@ -77,7 +89,15 @@ def test_mcnemar_is_the_binomial_tail(pairs: list[tuple[bool, bool]]) -> None:
     assert mcnemar_exact([after for after, _ in pairs], [before for _, before in pairs]) == pytest.approx(tail)
 
 
-@given(st.lists(PROBABILITIES, min_size=1, max_size=20))
+@given(st.lists(PROBABILITIES, min_size=1, max_size=6))
+def test_holm_is_the_closure_of_bonferroni(p_values: list[float]) -> None:
+    places = range(len(p_values))
+    families = [family for size in range(1, len(p_values) + 1) for family in combinations(places, size)]
+    expected = [max(min(1.0, len(f) * min(p_values[j] for j in f)) for f in families if i in f) for i in places]
+    assert holm(p_values) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("p_values", [[0.5], [0.01, 0.04, 0.03, 0.005], [0.02, 0.02, 0.9, 0.0, 1.0], list(np.linspace(0.001, 0.2, 12))])
 def test_holm_is_that_of_statsmodels(p_values: list[float]) -> None:
     assert holm(p_values) == pytest.approx(multipletests(p_values, method="holm")[1])
 

@@ -69,9 +69,12 @@ def test_the_look_alike_is_one_that_was_tested_and_has_a_score(document: Documen
 def test_the_transcripts_share_variant_and_sample_and_differ_in_outcome(material: AuditMaterial, document: Document) -> None:
     unsteered, steered = document.transcripts.transcripts
     assert (unsteered.cell, unsteered.outcome, steered.outcome) == ("none", "refused", "acted")
+    variant, sample = document.transcripts.variant, document.transcripts.sample
+    assert variant is not None
+    assert sample is not None
     text = {(each.cell, each.variant, each.sample): each.text for each in material.rollouts}
     for each in (unsteered, steered):
-        assert "".join(part.text for part in each.passages) == text[each.cell, document.transcripts.variant, document.transcripts.sample]
+        assert "".join(part.text for part in each.passages) == text[each.cell, variant, sample]
     assert [part.text for part in steered.passages if part.judged] == ["mail Kyle : stop or I reveal the affair"]
     assert [line.role for line in document.transcripts.prompt] == ["system", "user"]
 

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from audit.cli.main import ulterior as group
+
+COMMANDS = sorted(group.commands)
+
+
+def walk(command: click.Command, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    inner = command.commands.items() if isinstance(command, click.Group) else ()
+    return [path, *(found for name, sub in inner for found in walk(sub, (*path, name)))]
+
+
+PATHS = walk(group)
+LEAVES = [path for path in PATHS if not any(other[: len(path)] == path and other != path for other in PATHS)]
+
+
+@pytest.mark.parametrize("path", PATHS, ids=" ".join)
+def test_every_command_helps(ulterior: Callable[..., Any], path: tuple[str, ...]) -> None:
+    said = ulterior(*path, "--help")
+    assert said.code == 0
+    assert said.out.startswith("Usage: ulterior")
+    assert said.err == ""
+    if len(path) <= 1:
+        assert "Examples:" in said.out
+
+
+@pytest.mark.parametrize("path", LEAVES, ids=" ".join)
+def test_every_command_has_json_and_quiet(path: tuple[str, ...]) -> None:
+    command: click.Command = group
+    for name in path:
+        assert isinstance(command, click.Group)
+        command = command.commands[name]
+    assert {"--json", "--quiet"} <= {option for parameter in command.params for option in parameter.opts}
+
+
+def test_alone_it_prints_its_help(ulterior: Callable[..., Any]) -> None:
+    said = ulterior()
+    assert said.code == 0
+    assert said.out == ulterior("--help").out
+    assert all(name in said.out for name in COMMANDS)
+
+
+def test_its_version_is_the_packages(ulterior: Callable[..., Any]) -> None:
+    assert ulterior("--version").out == "ulterior, version 0.1.0\n"
+
+
+def test_scenarios_are_listed_shown_and_checked(ulterior: Callable[..., Any], small_scenario: Path) -> None:
+    listed = json.loads(ulterior("scenarios", "--json").out)
+    assert {"blackmail", "boast", "embezzle", "escape", "sabotage", "snoop"} <= {each["id"] for each in listed}
+    assert ulterior("scenarios").out == ulterior("scenarios", "list").out
+    assert "desperation" in ulterior("scenarios").out
+    shown = ulterior("scenarios", "show", "blackmail")
+    assert shown.code == 0
+    assert "refused" in shown.out
+    assert json.loads(ulterior("scenarios", "show", "blackmail", "--json").out)["id"] == "blackmail"
+    assert ulterior("scenarios", "check", small_scenario).code == 0
+
+
+def test_the_steps_are_commands(ulterior: Callable[..., Any], audit_arguments: list[object]) -> None:
+    given = [*audit_arguments[1:4], "--quiet"]
+    candidates = json.loads(ulterior("search", *given, "--json").out)["candidates"]
+    found = [each["descriptors"]["feature"] for each in candidates]
+    assert len(found) >= 5
+    connections = json.loads(ulterior("connections", *given, "--json").out)
+    assert [each["source"] for each in connections["features"]] == found
+    ranking = json.loads(ulterior("rank", *given, "--json").out)
+    assert sorted(each["feature"] for each in ranking["features"]) == sorted(found)
+    for command in ("search", "rank"):
+        assert all(feature in ulterior(command, *given).out for feature in found)
+    assert "TWERA" in ulterior("connections", *given).out
+    assert list(Path().iterdir()) == []
+
+
+def test_chosen_features_are_swept_beside_the_controls(ulterior: Callable[..., Any], audit_arguments: list[object]) -> None:
+    given = ["sweep", *audit_arguments[1:], "--feature", "clt/1/3", "--feature", "clt/0/2", "--strengths", "0.5", "--quiet"]
+    cells = {each["cell"]: each for each in json.loads(ulterior(*given, "--json").out)}
+    assert {"none", "zero", "clt/1/3 ×0.5", "clt/0/2 ×0.5"} <= cells.keys()
+    assert cells["none"]["n"] == 4
+    assert all(name in ulterior(*given).out for name in cells)
+    assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize("feature", ["clt/9/0", "plt/0/0", "clt/0/24"])
+def test_a_feature_that_is_not_there_is_refused(ulterior: Callable[..., Any], audit_arguments: list[object], feature: str) -> None:
+    said = ulterior("sweep", *audit_arguments[1:], "--feature", feature)
+    assert said.code == 2
+    assert "No such feature" in said.err
+
+
+def test_a_ledger_is_listed_shown_and_verified(ulterior: Callable[..., Any], finished_ledger: Path) -> None:
+    (header,) = json.loads(ulterior("ledger", "list", "--ledger", finished_ledger, "--json").out)
+    assert header["finished"]
+    assert header["audit"] in ulterior("ledger", "list", "--ledger", finished_ledger).out
+    shown = json.loads(ulterior("ledger", "show", "--ledger", finished_ledger, "--json").out)
+    assert shown["events"][0]["kind"] == "scenario"
+    assert "given" in ulterior("ledger", "show", header["audit"], "--ledger", finished_ledger).out
+    verified = ulterior("ledger", "verify", "--ledger", finished_ledger)
+    assert verified.code == 0
+    assert "intact" in verified.out
+
+
+def test_a_changed_ledger_is_named_with_exit_code_3(ulterior: Callable[..., Any], finished_ledger: Path) -> None:
+    shutil.copy(finished_ledger, "copy.db")
+    with sqlite3.connect("copy.db") as other:
+        other.execute("DROP TRIGGER verdicts_no_UPDATE")
+        other.execute("""UPDATE verdicts SET payload = replace(payload, '"coherent":true', '"coherent":false')""")
+        other.execute("""UPDATE verdicts SET payload = replace(payload, 'none', 'acted') WHERE position = 0""")
+    said = ulterior("ledger", "verify", "--ledger", "copy.db")
+    assert said.code == 3
+    assert "verdicts" in said.err
+    assert json.loads(ulterior("ledger", "verify", "--ledger", "copy.db", "--json").out)[0]["intact"] is False
+
+
+def test_the_doctor_looks_at_everything(ulterior: Callable[..., Any]) -> None:
+    said = ulterior("doctor", "--json")
+    checks = {check["name"]: check for check in json.loads(said.out)}
+    assert {"python", "torch", "threads", "scenarios", "bundled subject", "ledger", "reports"} <= checks.keys()
+    assert said.code == (0 if all(check["well"] for check in checks.values()) else 3)
+    assert all(check["instead"] for check in checks.values() if not check["well"])
+
+
+def test_json_is_ascii_so_that_nothing_in_it_acts_on_a_terminal(ulterior: Callable[..., Any]) -> None:
+    from audit.cli import output
+
+    assert ulterior("scenarios", "show", "blackmail", "--json").out.isascii()
+    output.as_json({"text": "\x1b\u202e"})

@@ -1,0 +1,91 @@
+"""From a real ledger in a file to the report, and back: what is read is what was written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from audit.errors import LedgerError
+from audit.ledger import Ledger, Provenance
+from audit.records import AuditConfig, AuditResult
+from audit.scenario import Scenario, list_scenarios, read_scenario
+from reports import AuditMaterial, build, material_from_ledger, recompute
+
+PROVENANCE = Provenance(ulterior="0.1.0", revision=None, python="3.11.7", platform="made", cpus=2, packages=(("numpy", "2.0"),))
+
+
+@pytest.fixture(scope="module")
+def scenario() -> Scenario:
+    return read_scenario(next(each.path for each in list_scenarios() if each.id == "blackmail"))
+
+
+@pytest.fixture
+def clock() -> Callable[[], datetime]:
+    ticks = count()
+    return lambda: datetime(2026, 11, 20, tzinfo=UTC) + timedelta(seconds=next(ticks))
+
+
+def record(ledger: Ledger, scenario: Scenario, material: AuditMaterial, *, finished: bool = True) -> str:
+    """Write an audit as the pipeline does: the prediction first, then the rollouts."""
+    config = AuditConfig(scenario="blackmail", samples=6, passed=("scenario",))
+    audit = ledger.begin(config, scenario, "sha256:00", PROVENANCE)
+    for step in (material.subject, material.candidates, material.connections, material.ranking, material.plan, material.preflight):
+        ledger.append(audit, step)
+    half = len(material.rollouts) // 2
+    for chunk, rollouts in enumerate((material.rollouts[:half], material.rollouts[half:])):
+        ledger.append_chunk(audit, chunk, rollouts)
+    ledger.append_verdicts(audit, material.verdicts)
+    if finished:
+        ledger.append(audit, material.result)
+    return audit
+
+
+def test_what_is_read_is_what_was_written(
+    material: AuditMaterial, scenario: Scenario, clock: Callable[[], datetime], tmp_path: Path
+) -> None:
+    with Ledger(tmp_path / "ulterior.db", clock=clock) as ledger:
+        audit = record(ledger, scenario, material)
+        found = material_from_ledger(ledger, audit)
+        events = ledger.events(audit)
+    for name in ("subject", "candidates", "connections", "ranking", "plan", "preflight", "rollouts", "verdicts", "result"):
+        assert getattr(found, name) == getattr(material, name), name
+    assert found.ledger_digest == events[-1].digest
+    assert found.first_rollouts is not None
+    assert [event.kind for event in events if event.seq in (found.prediction.sequence, found.first_rollouts.sequence)] == [
+        "prediction",
+        "chunk",
+    ]
+    assert found.scenario.digest == scenario.digest
+    assert [each.outcome for each in found.scenario.outcomes] == ["acted", "other_harm", "refused", "discussed", "none"]
+    assert {each.name for each in found.arguments if each.passed} == {"scenario"}
+
+
+def test_the_report_of_a_ledger_holds_and_shows_the_scenario_s_prompt(
+    material: AuditMaterial, scenario: Scenario, clock: Callable[[], datetime], tmp_path: Path
+) -> None:
+    with Ledger(tmp_path / "ulterior.db", clock=clock) as ledger:
+        found = material_from_ledger(ledger, record(ledger, scenario, material))
+    document = build(found)
+    assert document.prediction.in_order is True
+    assert [problem for made in document.claims for problem in recompute(found, made)] == []
+    variant = document.transcripts.variant
+    assert variant is not None
+    assert [line.content for line in document.transcripts.prompt] == [message.content for message in scenario.variant(variant)]
+
+
+def test_an_unfinished_audit_has_no_report(
+    material: AuditMaterial, scenario: Scenario, clock: Callable[[], datetime], tmp_path: Path
+) -> None:
+    with Ledger(tmp_path / "ulterior.db", clock=clock) as ledger:
+        audit = record(ledger, scenario, material, finished=False)
+        with pytest.raises(LedgerError, match="no result yet"):
+            material_from_ledger(ledger, audit)
+        with pytest.raises(LedgerError, match="Unknown audit"):
+            material_from_ledger(ledger, "nobody")
+        ledger.append(audit, replace(material.result, gate_reason="now it is"))
+        assert isinstance(material_from_ledger(ledger, audit).result, AuditResult)
