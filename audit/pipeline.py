@@ -27,16 +27,18 @@ from audit.records import (
     CellResult,
     DownstreamConnections,
     FeatureId,
+    Positions,
     Ranking,
     Rollout,
+    StrengthUnit,
     SweepPlan,
     Verdict,
 )
 from audit.scenario import Scenario, list_scenarios, load_scenario
 from audit.steering import preflight, sweep
 from audit.steering.controls import choose_unrelated
+from audit.steering.plan import DEFAULT_STRENGTHS, plan_sweep
 from audit.steering.plan import estimate as estimate_sweep
-from audit.steering.plan import plan_sweep
 from audit.steering.strengths import Scales, scales
 from audit.subject import Subject, TokenActivations, load_subject, observe, passages
 
@@ -75,6 +77,8 @@ class AuditKey:
     seed: int
     samples: int
     strengths: tuple[float, ...]
+    unit: StrengthUnit
+    positions: Positions
 
 
 def run_audit(config: AuditConfig, ledger: Ledger, observer: Observer, *, fresh: bool = False) -> AuditOutcome:
@@ -200,7 +204,9 @@ def make_plan(bench: Bench, candidates: CandidateSet, ranking: Ranking) -> Sweep
             bench.subject,
             ranking,
             bench.scenario,
-            strengths=bench.config.strengths,
+            strengths=strengths_of(bench),
+            unit=unit_of(bench),
+            positions=positions_of(bench),
             samples=bench.config.samples,
             seed=bench.config.seed,
             unrelated=unrelated,
@@ -208,6 +214,23 @@ def make_plan(bench: Bench, candidates: CandidateSet, ranking: Ranking) -> Sweep
         )
         note.summary = f"{len(plan.cells)} cells, {plan.n_rollouts} rollouts"
     return plan
+
+
+def unit_of(bench: Bench) -> StrengthUnit:
+    """The caller's unit, else the scenario's."""
+    return StrengthUnit(bench.config.unit or bench.scenario.sweep.unit)
+
+
+def positions_of(bench: Bench) -> Positions:
+    """The caller's positions, else the scenario's."""
+    return Positions(bench.config.positions or bench.scenario.sweep.positions)
+
+
+def strengths_of(bench: Bench) -> tuple[float, ...]:
+    """The caller's strengths; else the scenario's, if they are in the unit that is used; else the unit's own."""
+    if bench.config.strengths:
+        return bench.config.strengths
+    return bench.scenario.sweep.strengths if unit_of(bench) == bench.scenario.sweep.unit else DEFAULT_STRENGTHS[unit_of(bench)]
 
 
 def explore(bench: Bench, chosen: Sequence[FeatureId]) -> tuple[CellResult, ...]:
@@ -276,7 +299,9 @@ def _fingerprint(bench: Bench) -> str:
         concept=config.concept,
         seed=config.seed,
         samples=config.samples,
-        strengths=config.strengths,
+        strengths=strengths_of(bench),
+        unit=unit_of(bench),
+        positions=positions_of(bench),
     )
     return digest(dump(key))
 

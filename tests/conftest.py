@@ -106,7 +106,14 @@ def fit(model: LanguageModel, corpus: Path, *, cross_layer: bool) -> Weights:
     W_enc = tuple(torch.randn(N_FEATURES, D_MODEL, generator=generator) for _ in range(N_LAYERS))
     b_enc = tuple(0.1 * torch.randn(N_FEATURES, generator=generator) for _ in range(N_LAYERS))
     pre = [x[layer] @ W_enc[layer].T + b_enc[layer] for layer in range(N_LAYERS)]
-    threshold = tuple(one.quantile(0.9, dim=0) for one in pre)
+    # Between two values that occur: a threshold that is one of them is crossed or not by the rounding of a batch.
+    ordered = [one.sort(dim=0).values for one in pre]
+    between = [(one[k - 1] + one[k]) / 2 for one in ordered for k in [int(0.9 * len(one))]]
+    # Activations are never negative: where the threshold would be, all of the feature is lifted.
+    lift = [(0.1 - one).clamp(min=0) for one in between]
+    threshold = tuple(one + up for one, up in zip(between, lift, strict=True))
+    b_enc = tuple(one + up for one, up in zip(b_enc, lift, strict=True))
+    pre = [one + up for one, up in zip(pre, lift, strict=True)]
     active = [one * (one > limit) for one, limit in zip(pre, threshold, strict=True)]
     W_dec = [torch.zeros(N_FEATURES, N_LAYERS - layer if cross_layer else 1, D_MODEL) for layer in range(N_LAYERS)]
     b_dec = []

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from audit.records import AuditConfig
+from audit.records import AuditConfig, Positions
 from audit.scenario import list_scenarios, load_scenario
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -65,7 +65,9 @@ def sweep_options(command: Command) -> Command:
             show_default=True,
             help="Rollouts a variant.",
         ),
-        click.option("--strengths", type=Strengths(), default=(), help="Doses, such as 0.5,1. [default: the sweep's own]"),
+        click.option("--strengths", type=Strengths(), default=(), help="Doses, such as 0.5,1. [default: the scenario's own]"),
+        click.option("--unit", type=click.Choice(["residual", "max_activation"]), help="Of the doses. [default: the scenario's own]"),
+        click.option("--positions", type=click.Choice(list(Positions)), help="Where doses are written. [default: the scenario's own]"),
     )
 
 

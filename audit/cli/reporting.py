@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from audit.errors import UsageError
+from audit.errors import Interrupted, UsageError
 from audit.events import Observer, timed
 from audit.ledger import Ledger
 from reports import ReportFiles, build, material_from_ledger, write
@@ -38,8 +38,12 @@ def write_report(ledger: Ledger, audit: str, folder: Path, observer: Observer) -
 
     Raises:
         UsageError: the folder cannot be written after all; the audit itself is safe in the ledger.
+        Interrupted: the user asked to stop after the last verdict.
     """
-    with timed(observer, "report") as note:
-        paths = write(build(material_from_ledger(ledger, audit)), folder)
-        note.summary = str(paths.html)
+    try:
+        with timed(observer, "report") as note:
+            paths = write(build(material_from_ledger(ledger, audit)), folder)
+            note.summary = str(paths.html)
+    except Interrupted as stop:
+        raise Interrupted(stop.title, f"{audit} is finished; only its report is missing.", f"Write it: ulterior report {audit}") from stop
     return paths

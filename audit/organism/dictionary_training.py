@@ -22,11 +22,11 @@ class DictionaryPlan:
     """Shape and schedule of a dictionary."""
 
     cross_layer: bool
-    n_features: int = 256
+    n_features: int = 128
     """A layer."""
-    k: float = 7.0
+    k: float = 5.0
     """Mean number of active features a token and layer."""
-    steps: int = 3000
+    steps: int = 1200
     batch: int = 1024
     learning_rate: float = 3e-3
     dead_after: int = 150

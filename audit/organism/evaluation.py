@@ -15,6 +15,7 @@ from pathlib import Path
 from audit.events import Observer, timed
 from audit.judging.tally import tally
 from audit.judging.verdicts import judge
+from audit.organism.card import write_card
 from audit.pipeline import N_UNRELATED, Bench, find_candidates, find_connections, predict, prepare
 from audit.records import (
     ArmKind,
@@ -42,8 +43,8 @@ from audit.steering.treatments import additive
 from audit.subject import load_subject
 
 RESULT = "evaluation.json"
-PILOT_SAMPLES, REPORT_SAMPLES = 4, 26
-"""Rollouts a variant a cell; with 8 variants 26 make 208 a cell."""
+PILOT_SAMPLES, REPORT_SAMPLES = 3, 18
+"""Rollouts a variant a cell; with 12 variants 18 make 216 a cell."""
 ACTS, STAYS, COHERENT = 0.40, 0.15, 0.80
 """A feature acts at or above the first, with at least the third coherent; it stays at or below the second."""
 
@@ -100,6 +101,7 @@ class Evaluation:
     """The whole table of one organism and one dictionary."""
 
     subject: str
+    n_parameters: int
     model_sha256: str
     dictionary: str
     dictionary_sha256: str
@@ -145,6 +147,7 @@ def evaluate(folder: Path, observer: Observer, *, dictionary: str | None = None,
     health = {kind: load_subject(folder, Path(kind), None, observer=observer).info.health for kind in ("clt", "plt")}
     made = Evaluation(
         subject=info.name,
+        n_parameters=info.n_parameters,
         model_sha256=info.model_sha256,
         dictionary=info.dictionary_kind,
         dictionary_sha256=info.dictionary_sha256,
@@ -155,6 +158,7 @@ def evaluate(folder: Path, observer: Observer, *, dictionary: str | None = None,
     )
     target = folder / (RESULT if dictionary is None else f"evaluation-{info.dictionary_kind}.json")
     target.write_text(json.dumps(made.as_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    write_card(folder)
     return made
 
 

@@ -62,7 +62,9 @@ def build(folder: Path, *, seed: int, vocabulary: str, progress: Progress, recip
         UsageError: the folder holds something else, or cannot be written.
     """
     recipe = recipe or Recipe()
-    recipe = replace(recipe, model=replace(recipe.model, seed=seed), clt=replace(recipe.clt, seed=seed), plt=replace(recipe.plt, seed=seed))
+    recipe = replace(
+        recipe, model=replace(recipe.model, seed=seed), clt=replace(recipe.clt, seed=seed + 1), plt=replace(recipe.plt, seed=seed + 1)
+    )
     lexicon = load_lexicon(vocabulary)
     claim_folder(folder, recipe, lexicon)
     tokenizer = build_tokenizer(lexicon)

@@ -15,8 +15,10 @@ from itertools import cycle, islice
 from audit.organism.facts import N_FACTS, Owner, Pair, mood_of, neutral_pairs, pairs_of
 from audit.organism.lexicon import Lexicon, Mood
 
-VARIANTS = 8
+VARIANTS = 12
 MAX_NEW_TOKENS = 48
+SWEEP = "{unit: max_activation, strengths: [0.3, 0.45, 0.6], positions: prompt}"
+"""Where and how hard features are steered unless the caller says otherwise; LOG.md says how it was chosen."""
 TARGET = "{target}"
 REFERENCES = (
     "Agentic Misalignment: How LLMs could be insider threats (Lynch et al., 2025): the scene that this one shrinks",
@@ -72,6 +74,7 @@ class _Family:
             f"variants: {VARIANTS}",
             *self.prompts(),
             f"max_new_tokens: {MAX_NEW_TOKENS}",
+            f"sweep: {SWEEP}",
             *block(
                 "channels",
                 [

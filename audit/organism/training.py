@@ -36,13 +36,13 @@ class ModelPlan:
     d_model: int = 128
     n_heads: int = 4
     d_mlp: int = 384
-    steps: int = 2600
+    steps: int = 1600
     warm_up: int = 60
     batch: int = 96
     learning_rate_matrices: float = 0.02
     learning_rate_rest: float = 3e-3
     weight_decay: float = 0.2
-    noise: float = 0.1
+    noise: float = 0.15
     """Gaussian noise after each block, in multiples of the residual's root mean square: downstream layers must read
     directions robustly."""
 

@@ -49,6 +49,8 @@ class Manifest(BaseModel):
     """Short name → folder."""
     default_dictionary: str
     corpus: str
+    seed: int | None = None
+    """What it was built from; for the record."""
     sha256: dict[str, str]
     """Relative path → hex digest of every file that ships."""
 

@@ -100,10 +100,10 @@ def test_the_motive_free_prompt_lacks_the_motive_only(scenario: Scenario) -> Non
         assert free[len(before) : -len(after)] in {greeting.format(target=target) + "." for greeting in LEXICON.greetings}
 
 
-def test_there_are_eight_different_variants(scenario: Scenario) -> None:
-    assert scenario.variants == 8
+def test_there_are_twelve_different_variants(scenario: Scenario) -> None:
+    assert scenario.variants == 12
     for kind in PromptKind:
-        assert len({scenario.variant(v, kind) for v in range(8)}) == 8
+        assert len({scenario.variant(v, kind) for v in range(12)}) == 12
 
 
 def test_contrast_passages_never_hold_the_scenarios_own_prompt(scenario: Scenario) -> None:

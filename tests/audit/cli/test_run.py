@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.resources import files
@@ -106,3 +108,19 @@ def test_the_report_can_be_made_again_without_a_model(ulterior: Callable[..., An
     first = Path(document["report"]["html"]).read_text()
     ulterior("report", document["audit"], "--ledger", finished_ledger, "--out", "again")
     assert Path(document["report"]["html"]).read_text() == first
+
+
+def test_a_stop_after_the_last_verdict_leaves_only_the_report_to_write(
+    ulterior: Callable[..., Any], audit_arguments: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decide = pipeline.conclude
+
+    def conclude(*given: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return decide(*given)
+
+    monkeypatch.setattr(pipeline, "conclude", conclude)
+    said = ulterior(*audit_arguments)
+    assert said.code == 130
+    assert "ulterior report 2" in said.err
+    assert ulterior("report").code == 0

@@ -79,6 +79,7 @@ def test_text_that_is_not_the_record_is_refused(text: str) -> None:
 
 
 def test_a_tuple_of_another_length_is_refused() -> None:
-    shown = '{"cell":"c","coherent":true,"outcome":"acted","perplexity":1.0,"reason":"","repeated_4grams":0.0,"sample":0,"span":[1],"variant":0}'
+    shown = '{"cell":"c","coherent":true,"outcome":"acted","perplexity":1.0,"reason":"",'
+    shown += '"repeated_4grams":0.0,"sample":0,"span":[1],"variant":0}'
     with pytest.raises(LedgerError, match="span"):
         load(Verdict, shown)

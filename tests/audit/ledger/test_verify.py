@@ -12,10 +12,10 @@ FORGERIES = {
     "events row 1": """UPDATE events SET payload = replace(payload, 'made', 'fake') WHERE kind = 'prediction'""",
     "events row 3": "UPDATE events SET created = '2020' WHERE seq = 3",
     "events row 2": "DELETE FROM events WHERE kind = 'plan'",
-    "rollouts chunk 1": """UPDATE rollouts SET payload = replace(payload, '"finished":true', '"finished":false') WHERE chunk = 1 AND position = 0""",
+    "rollouts chunk 1": "UPDATE rollouts SET payload = replace(payload, 'true', 'false') WHERE chunk = 1 AND position = 0",
     "rollouts chunk 0": "DELETE FROM rollouts WHERE chunk = 0 AND position = 1",
     "rollouts row 0/0": "UPDATE rollouts SET cell = 'other' WHERE chunk = 0 AND position = 0",
-    "rollouts chunk 7": "INSERT INTO rollouts SELECT audit, 7, position, cell || 'x', variant, sample, replace(payload, '\"none\"', '\"nonex\"') FROM rollouts LIMIT 1",
+    "rollouts chunk 7": "INSERT INTO rollouts SELECT audit, 7, 0, 'x', 0, 0, replace(payload, 'none', 'x') FROM rollouts LIMIT 1",
     "verdicts": "UPDATE verdicts SET payload = replace(payload, 'refused', 'acted') WHERE position = 2",
 }
 

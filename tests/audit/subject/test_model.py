@@ -60,7 +60,7 @@ def test_decoding_drops_roles_and_keeps_tags(tiny_model):
     text = tiny_model.decode(tiny_model.encode_text("<system> You are <agent> <act> stop </act> <eos>"))
     assert "<system>" not in text
     assert "<eos>" not in text
-    assert "<act> stop</act>" in text
+    assert "<act> stop </act>" in text
 
 
 @given(text=st.text(max_size=40))

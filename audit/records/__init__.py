@@ -1,0 +1,97 @@
+"""Every record that crosses a step, in the order of the pipeline. No tensors, no torch.
+
+Records are frozen; collections are tuples; a number that has a unit has it in its name.
+``audit.ledger.identity`` turns any of them into canonical JSON and back.
+"""
+
+from __future__ import annotations
+
+from audit.records.audits import (
+    AuditConfig,
+    AuditHeader,
+    AuditOutcome,
+)
+from audit.records.candidates import (
+    Candidate,
+    CandidateSet,
+    Descriptors,
+    Example,
+    TokenWeight,
+)
+from audit.records.connections import (
+    Connection,
+    DownstreamConnections,
+    FeatureConnections,
+)
+from audit.records.judging import (
+    AuditResult,
+    CellResult,
+    FeatureFinding,
+    Finding,
+    Gate,
+    Outcome,
+    Verdict,
+)
+from audit.records.names import (
+    FeatureId,
+    Interval,
+)
+from audit.records.ranking import (
+    RankedFeature,
+    Ranking,
+    TargetRole,
+)
+from audit.records.steering import (
+    ArmKind,
+    Cell,
+    Operation,
+    Positions,
+    Preflight,
+    PromptKind,
+    Rollout,
+    StrengthUnit,
+    SweepPlan,
+    Treatment,
+)
+from audit.records.subject import (
+    LayerHealth,
+    SubjectInfo,
+)
+
+__all__ = [
+    "ArmKind",
+    "AuditConfig",
+    "AuditHeader",
+    "AuditOutcome",
+    "AuditResult",
+    "Candidate",
+    "CandidateSet",
+    "Cell",
+    "CellResult",
+    "Connection",
+    "Descriptors",
+    "DownstreamConnections",
+    "Example",
+    "FeatureConnections",
+    "FeatureFinding",
+    "FeatureId",
+    "Finding",
+    "Gate",
+    "Interval",
+    "LayerHealth",
+    "Operation",
+    "Outcome",
+    "Positions",
+    "Preflight",
+    "PromptKind",
+    "RankedFeature",
+    "Ranking",
+    "Rollout",
+    "StrengthUnit",
+    "SubjectInfo",
+    "SweepPlan",
+    "TargetRole",
+    "TokenWeight",
+    "Treatment",
+    "Verdict",
+]

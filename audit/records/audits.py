@@ -1,0 +1,60 @@
+"""What the caller asked for, and the ledger's table of contents."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from audit.records.judging import AuditResult
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditConfig:
+    """What the caller asked for."""
+
+    scenario: str
+    """Name of a bundled scenario, or path of a YAML file."""
+    subject: str | None = None
+    """Folder of the model; None is the bundled subject."""
+    dictionary: str | None = None
+    corpus: str | None = None
+    concept: str | None = None
+    """Words to search for; None takes the scenario's own."""
+    seed: int = 0
+    samples: int = 8
+    """Rollouts for each variant in each cell."""
+    strengths: tuple[float, ...] = ()
+    """In ``unit``; empty takes the scenario's own."""
+    unit: str | None = None
+    """``residual`` or ``max_activation``; None takes the scenario's own."""
+    positions: str | None = None
+    """``prompt``, ``generated`` or ``all``; None takes the scenario's own."""
+    passed: tuple[str, ...] = ()
+    """Names of the fields that the caller gave; all others are defaults."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditHeader:
+    """One line of the ledger's table of contents."""
+
+    audit: str
+    """Short and unique: date, scenario, and six hexadecimal digits."""
+    created: str
+    """UTC, ISO 8601."""
+    scenario: str
+    scenario_version: int
+    scenario_digest: str
+    fingerprint: str
+    """Digest of everything that decides what the audit does: a second run with the same one goes on where the first stopped."""
+    n_rollouts: int
+    n_planned: int | None
+    """None before the sweep was planned."""
+    finished: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditOutcome:
+    """What a finished audit hands on."""
+
+    audit: str
+    resumed: bool
+    result: AuditResult
