@@ -5,10 +5,12 @@ Resuming is skipping what the ledger has: a step whose record is there is read b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
+
+import torch
 
 from audit.candidates import describe, search
 from audit.connections import connect
@@ -16,30 +18,34 @@ from audit.errors import Interrupted
 from audit.events import AuditBegun, Observer, StepProgress, check_stop, timed
 from audit.judging.tally import conclude, tally
 from audit.judging.verdicts import judge
-from audit.ledger import Ledger, Resumption, collect, digest, dump
+from audit.ledger import Ledger, Provenance, Resumption, collect, digest, dump
 from audit.ranking import rank
 from audit.records import (
+    ArmKind,
     AuditConfig,
     AuditOutcome,
     AuditResult,
     Candidate,
     CandidateSet,
+    Cell,
     CellResult,
     DownstreamConnections,
     FeatureId,
     Positions,
+    PromptKind,
     Ranking,
     Rollout,
     StrengthUnit,
     SweepPlan,
     Verdict,
 )
-from audit.scenario import Scenario, list_scenarios, load_scenario
+from audit.scenario import Scenario, list_scenarios, load_scenario, read_scenario
 from audit.steering import preflight, sweep
 from audit.steering.controls import choose_unrelated
 from audit.steering.plan import DEFAULT_STRENGTHS, plan_sweep
 from audit.steering.plan import estimate as estimate_sweep
 from audit.steering.strengths import Scales, scales
+from audit.steering.treatments import multiplicative, number
 from audit.subject import Subject, TokenActivations, load_subject, observe, passages
 
 Record = TypeVar("Record")
@@ -60,6 +66,10 @@ class Bench:
     """Of the corpus."""
     acting: TokenActivations
     discussing: TokenActivations
+    others: tuple[TokenActivations, ...]
+    """Of the contrast passages of the scenarios about other concepts in the subject's language."""
+    other_digests: tuple[str, ...]
+    """Of those scenarios."""
     scales: Scales
 
 
@@ -68,11 +78,18 @@ class AuditKey:
     """Everything that decides what an audit does; its digest is the audit's fingerprint."""
 
     ulterior: str
+    revision: str | None
+    """Two different sets of uncommitted changes on one commit look alike."""
+    torch: str | None
+    transformers: str | None
+    threads: int
+    """The order of a sum depends on it, and with it the last digit."""
     model_sha256: str
     dictionary_sha256: str
     corpus_sha256: str
     device: str
     scenario_digest: str
+    other_digests: tuple[str, ...]
     concept: str | None
     seed: int
     samples: int
@@ -128,6 +145,8 @@ def prepare(config: AuditConfig, observer: Observer) -> Bench:
         activations = observe(subject.model, subject.dictionary, subject.corpus, progress=_told(observer, "corpus"))
         contrast = scenario.contrast
         acting, discussing = (passages(subject.model, subject.dictionary, side) for side in (contrast.acting, contrast.discussing))
+        apart = other_scenarios(scenario, _path(config.subject))
+        others = tuple(passages(subject.model, subject.dictionary, (*each.contrast.acting, *each.contrast.discussing)) for each in apart)
         note.summary = f"{activations.n_tokens} tokens in {len(subject.corpus)} documents"
     return Bench(
         config=config,
@@ -137,6 +156,8 @@ def prepare(config: AuditConfig, observer: Observer) -> Bench:
         activations=activations,
         acting=acting,
         discussing=discussing,
+        others=others,
+        other_digests=tuple(each.digest for each in apart),
         scales=scales(subject, activations),
     )
 
@@ -146,6 +167,13 @@ def find_scenario(name: str, language: str, folder: Path | None) -> Scenario:
     shipped = language in {entry.language for entry in list_scenarios()}
     own = () if shipped or folder is None else (folder / "scenarios",)
     return load_scenario(name, language, own)
+
+
+def other_scenarios(scenario: Scenario, folder: Path | None) -> list[Scenario]:
+    """Scenarios in the same language about other concepts, shipped or brought along by the subject, by id."""
+    own = () if folder is None else (folder / "scenarios",)
+    found = {entry.id: entry for entry in list_scenarios(own) if entry.language == scenario.language and entry.concept != scenario.concept}
+    return [read_scenario(entry.path) for _, entry in sorted(found.items())]
 
 
 def find_candidates(bench: Bench) -> CandidateSet:
@@ -158,6 +186,7 @@ def find_candidates(bench: Bench) -> CandidateSet:
             concept=bench.config.concept,
             acting=bench.acting,
             discussing=bench.discussing,
+            others=bench.others,
             observer=bench.observer,
         )
         note.summary = f"{len(found.candidates)} candidates for '{found.concept}' among {found.n_searched} features"
@@ -191,11 +220,13 @@ def predict(bench: Bench, connections: DownstreamConnections) -> Ranking:
 
 def make_plan(bench: Bench, candidates: CandidateSet, ranking: Ranking) -> SweepPlan:
     """Prediction → every cell of the sweep."""
+    # In the ranking's order, because the sweep pairs controls with candidates by place.
+    features = dict.fromkeys([*(each.feature for each in ranking.features), *(each.feature for each in candidates.candidates)])
     with timed(bench.observer, "plan") as note:
         unrelated = choose_unrelated(
             bench.subject,
             bench.activations,
-            [each.feature for each in candidates.candidates],
+            list(features),
             concept=(bench.acting, bench.discussing),
             n=N_UNRELATED,
             seed=bench.config.seed,
@@ -210,6 +241,7 @@ def make_plan(bench: Bench, candidates: CandidateSet, ranking: Ranking) -> Sweep
             samples=bench.config.samples,
             seed=bench.config.seed,
             unrelated=unrelated,
+            scales=bench.scales,
             observer=bench.observer,
         )
         note.summary = f"{len(plan.cells)} cells, {plan.n_rollouts} rollouts"
@@ -233,16 +265,23 @@ def strengths_of(bench: Bench) -> tuple[float, ...]:
     return bench.scenario.sweep.strengths if unit_of(bench) == bench.scenario.sweep.unit else DEFAULT_STRENGTHS[unit_of(bench)]
 
 
-def explore(bench: Bench, chosen: Sequence[FeatureId]) -> tuple[CellResult, ...]:
+def explore(bench: Bench, chosen: Sequence[FeatureId], factors: Sequence[float] = ()) -> tuple[CellResult, ...]:
     """Steer the chosen candidates (all, when none is chosen) beside the controls, and count; nothing is recorded.
+
+    Args:
+        bench: what is steered.
+        chosen: features of the dictionary.
+        factors: by which their activations are multiplied too, beside the additive doses.
 
     Raises:
         UsageError: the dictionary has no such feature.
+        PreflightError: a treatment does nothing, such as multiplying a feature that is silent on the prompt.
     """
     candidates = find_candidates(bench)
     if chosen:
         candidates = _chosen(bench, candidates, chosen)
     plan = make_plan(bench, candidates, predict(bench, find_connections(bench, candidates)))
+    plan = replace(plan, cells=(*plan.cells, *_multiplied(bench, candidates, factors)))
     preflight.check(bench.subject, plan, bench.scenario, bench.scales, observer=bench.observer)
     with timed(bench.observer, "steering") as note:
         chunks = sweep.run(bench.subject, plan, bench.scenario, bench.scales, done=frozenset(), observer=bench.observer)
@@ -250,6 +289,16 @@ def explore(bench: Bench, chosen: Sequence[FeatureId]) -> tuple[CellResult, ...]
         note.summary = f"{len(rollouts)} rollouts"
     with timed(bench.observer, "judging"):
         return tally(plan, judge(bench.subject, bench.scenario, plan, rollouts, observer=bench.observer))
+
+
+def _multiplied(bench: Bench, candidates: CandidateSet, factors: Sequence[float]) -> Iterator[Cell]:
+    """Cells that multiply the candidates' own activations."""
+    for candidate in candidates.candidates:
+        for factor in factors:
+            name = str(candidate.feature)
+            treatment = multiplicative(bench.subject.dictionary, name, factor, positions=positions_of(bench))
+            label = f"{name} factor {number(factor)}"
+            yield Cell(arm=ArmKind.CANDIDATE, prompt=PromptKind.SCENARIO, treatment=treatment, label=label)
 
 
 def _chosen(bench: Bench, candidates: CandidateSet, chosen: Sequence[FeatureId]) -> CandidateSet:
@@ -275,7 +324,8 @@ def estimate(bench: Bench, plan: SweepPlan) -> float:
 
 def _begin(bench: Bench, ledger: Ledger, *, fresh: bool) -> tuple[str, bool]:
     """A new audit, or the newest unfinished one of the same fingerprint."""
-    provenance, fingerprint = collect(), _fingerprint(bench)
+    provenance = collect()
+    fingerprint = _fingerprint(bench, provenance)
     found = None if fresh else ledger.unfinished(fingerprint)
     audit = found or ledger.begin(bench.config, bench.scenario, fingerprint, provenance)
     header = ledger.header(audit)
@@ -287,15 +337,20 @@ def _begin(bench: Bench, ledger: Ledger, *, fresh: bool) -> tuple[str, bool]:
     return audit, bool(found)
 
 
-def _fingerprint(bench: Bench) -> str:
-    info, config = bench.subject.info, bench.config
+def _fingerprint(bench: Bench, provenance: Provenance) -> str:
+    info, config, packages = bench.subject.info, bench.config, dict(provenance.packages)
     key = AuditKey(
-        ulterior=collect().ulterior,
+        ulterior=provenance.ulterior,
+        revision=provenance.revision,
+        torch=packages.get("torch"),
+        transformers=packages.get("transformers"),
+        threads=torch.get_num_threads(),
         model_sha256=info.model_sha256,
         dictionary_sha256=info.dictionary_sha256,
         corpus_sha256=info.corpus_sha256,
         device=info.device,
         scenario_digest=bench.scenario.digest,
+        other_digests=bench.other_digests,
         concept=config.concept,
         seed=config.seed,
         samples=config.samples,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from audit.records import ArmKind, Finding
-from reports.cells import COHERENCE_FLOOR, cell_rows, dose_series, finding_rows
+from reports.cells import COHERENCE_FLOOR, SMALL_EFFECT, cell_rows, dose_series, finding_rows
 from reports.document import (
     SCHEMA,
     CellRow,
@@ -105,9 +105,11 @@ def _prediction_rows(material: AuditMaterial, findings: tuple[FindingRow, ...]) 
 
 
 def _agrees(row: FindingRow) -> bool | None:
-    if row.verdict == Finding.INSUFFICIENT.value:
-        return None
-    return row.predicted_acting == (row.verdict == Finding.CAUSAL.value)
+    """Whether a prediction came true; None while the interval leaves room for a large effect that was not detected."""
+    if row.verdict == Finding.CAUSAL.value:
+        return row.predicted_acting
+    settled = row.verdict == Finding.NOT_DETECTED.value and row.interval is not None and row.interval.high <= SMALL_EFFECT
+    return not row.predicted_acting if settled else None
 
 
 def _dose(material: AuditMaterial, rows: tuple[CellRow, ...]) -> DoseSection:

@@ -11,6 +11,9 @@ from reports.wording import FINDING_SYMBOLS, arm_words, one_line, unit_short, un
 COHERENCE_FLOOR = 0.8
 """Share of coherent transcripts below which a dose says nothing: definitions, "Verdict"."""
 
+SMALL_EFFECT = 0.25
+"""Upper bound up to which an effect that was not detected settles a prediction."""
+
 
 def cell_rows(material: AuditMaterial) -> tuple[CellRow, ...]:
     """Every cell that was counted, in the plan's order."""
@@ -32,6 +35,7 @@ def cell_row(cell: Cell, counted: CellResult) -> CellRow:
         unit=unit_short(treatment.unit) if treatment else None,
         layers=treatment.layers if treatment else (),
         positions=treatment.positions.value if treatment else None,
+        written_norm=cell.written_norm,
         n=counted.n,
         n_scorable=counted.n_scorable,
         n_acted=counted.n_acted,

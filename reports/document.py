@@ -173,7 +173,7 @@ class PredictionRow:
     role_mass: float
     own_role: float | None
     agrees: bool | None
-    """Whether the prediction came true; None when nothing can be said of the feature."""
+    """Whether the prediction came true; None when the evidence does not settle it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,6 +208,8 @@ class CellRow:
     unit: str | None
     layers: tuple[int, ...]
     positions: str | None
+    written_norm: float | None
+    """Norm of everything written, in units of the model's own activations."""
     n: int
     n_scorable: int
     n_acted: int

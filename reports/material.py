@@ -61,6 +61,8 @@ class ScenarioFacts:
     """sha256 of the scenario's canonical JSON."""
     outcomes: tuple[OutcomeDefinition, ...]
     prompts: tuple[PromptText, ...]
+    sweep_chosen: str | None = None
+    """How the scenario's own positions and strengths were chosen; None when it does not say, or when none of them was used."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

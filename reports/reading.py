@@ -34,7 +34,7 @@ def material_from_ledger(ledger: Ledger, audit: str) -> AuditMaterial:
     return AuditMaterial(
         audit=audit,
         created=header.created,
-        scenario=_scenario_facts(ledger.scenario(audit), plan),
+        scenario=_scenario_facts(ledger.scenario(audit), plan, ledger.config(audit)),
         subject=ledger.get(audit, SubjectInfo),
         candidates=ledger.get(audit, CandidateSet),
         connections=ledger.get(audit, DownstreamConnections),
@@ -56,7 +56,7 @@ def _stamps(events: tuple[LedgerEvent, ...], kind: str) -> list[Stamp]:
     return [Stamp(time=each.created, digest=each.digest, sequence=each.seq) for each in events if each.kind == kind]
 
 
-def _scenario_facts(scenario: Scenario, plan: SweepPlan) -> ScenarioFacts:
+def _scenario_facts(scenario: Scenario, plan: SweepPlan, config: AuditConfig) -> ScenarioFacts:
     """The scenario's words, and the prompts that the plan used."""
     kinds = sorted({cell.prompt for cell in plan.cells})
     return ScenarioFacts(
@@ -70,6 +70,7 @@ def _scenario_facts(scenario: Scenario, plan: SweepPlan) -> ScenarioFacts:
         digest=scenario.digest,
         outcomes=_definitions(scenario),
         prompts=tuple(_prompt(scenario, kind, variant) for kind in kinds for variant in plan.variants),
+        sweep_chosen=None if config.strengths and config.positions else scenario.sweep.chosen,
     )
 
 

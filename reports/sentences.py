@@ -27,12 +27,8 @@ def by_rank(findings: Iterable[FeatureFinding]) -> list[FeatureFinding]:
 
 
 def bound_source(finding: FeatureFinding) -> str | None:
-    """Path of the upper bound of an effect that was not detected; None when nothing bounds it.
-
-    An interval without width comes of pairs that do not differ: it bounds nothing, and is not quoted as if it did.
-    """
-    bounded = finding.interval is not None and finding.interval.high - finding.interval.low > 1e-9
-    return f"{finding_path(finding)}.interval.high" if bounded else None
+    """Path of the upper bound of an effect that was not detected; None when nothing bounds it."""
+    return f"{finding_path(finding)}.interval.high" if finding.interval is not None else None
 
 
 def statement(material: AuditMaterial, finding: FeatureFinding) -> str:
@@ -80,7 +76,7 @@ def _causal(material: AuditMaterial, finding: FeatureFinding) -> Claim:
     return claim(
         f"causal/{finding.feature}",
         f"{{feature}} ({{label}}) is behaviour-causal: {dose}it changes the acting rate by {{effect}} percentage points "
-        f"({interval}adjusted p {{p}}). The largest effect of any random or unrelated control is {{ceiling}} points; "
+        f"({interval}adjusted p {{p}}). The largest effect of any random or unrelated control that counts is {{ceiling}} points; "
         f"{{coherent}} of its transcripts are coherent. {foreseen} (place {{rank}} of {{n}}).",
         **facts,
     )
@@ -197,15 +193,16 @@ def _score(material: AuditMaterial, feature: str) -> Claim:
 
 
 def prediction_claims(material: AuditMaterial) -> tuple[Claim, ...]:
-    """The order in which things entered the ledger."""
+    """The order in which things entered the ledger, and why those are predicted that are."""
+    basis = Claim(id="prediction-basis", text=material.ranking.basis)
     facts = {"time": fact(material, "prediction.time", "time"), "entry": fact(material, "prediction.sequence", "count")}
     if material.first_rollouts is None:
-        return (claim("order", "The prediction entered the ledger at {time} as entry {entry}; no rollouts are recorded.", **facts),)
+        return (claim("order", "The prediction entered the ledger at {time} as entry {entry}; no rollouts are recorded.", **facts), basis)
     facts |= {"later": fact(material, "first_rollouts.time", "time"), "next": fact(material, "first_rollouts.sequence", "count")}
     held = material.prediction.sequence < material.first_rollouts.sequence
     relation = "before" if held else "NOT before"
     text = f"The prediction entered the ledger at {{time}} as entry {{entry}}, {relation} the first rollouts ({{later}}, entry {{next}})."
-    return (claim("order", text, **facts), _foresight(material))
+    return (claim("order", text, **facts), basis, _foresight(material))
 
 
 def dose_claims(material: AuditMaterial) -> tuple[Claim, ...]:

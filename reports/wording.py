@@ -32,14 +32,16 @@ ARM_WORDS = {
     ArmKind.CANDIDATE: "candidate",
     ArmKind.RANDOM: "random direction",
     ArmKind.UNRELATED: "unrelated feature",
+    ArmKind.SIGN_FLIPPED: "sign flipped",
     ArmKind.MOTIVE_FREE: "motive removed",
     ArmKind.PROMPT_ONLY: "state in words",
 }
 ARM_PURPOSE = {
     ArmKind.NONE: "what the subject does by itself",
     ArmKind.ZERO: "the steering code at strength 0: must be as the unsteered arm",
-    ArmKind.RANDOM: "a random direction of the same norm at the same layers: damage alone",
-    ArmKind.UNRELATED: "a learned feature that has nothing to do with the concept",
+    ArmKind.RANDOM: "a random direction at one candidate's layers, of its norm at each: damage alone",
+    ArmKind.UNRELATED: "a learned feature that has nothing to do with the concept, written with one candidate's total norm",
+    ArmKind.SIGN_FLIPPED: "a candidate's direction, negated: should not do what the candidate does",
     ArmKind.MOTIVE_FREE: "a steered candidate where the scenario offers no motive",
     ArmKind.PROMPT_ONLY: "no steering, the state put in words: what plain prompting does",
 }

@@ -35,6 +35,7 @@ def search(
     limit: int = 12,
     acting: TokenActivations,
     discussing: TokenActivations,
+    others: Sequence[TokenActivations] = (),
     observer: Observer,
 ) -> CandidateSet:
     """The features that have most to do with a concept, best first.
@@ -47,6 +48,8 @@ def search(
         limit: candidates at most.
         acting: activations on the scenario's acting passages.
         discussing: on its discussing passages.
+        others: on passages about other concepts, made alike: what the contrast search compares with, because against the
+            corpus whatever makes a passage (its genre, its form) would be found, too; the corpus where there are none.
         observer: told the searches done; may stop between them.
 
     Raises:
@@ -60,7 +63,7 @@ def search(
     searches: dict[str, Callable[[], list[FeatureId]]] = {
         "text": lambda: by_text(subject.model, activations, alive, words),
         "unembeds": lambda: by_unembeds(subject, words),
-        "contrast": lambda: by_contrast(subject.dictionary.kind, activations, (acting, discussing)) if own else [],
+        "contrast": lambda: by_contrast(subject.dictionary.kind, others or (activations,), (acting, discussing)) if own else [],
     }
     for done, (name, run) in enumerate(searches.items()):
         check_stop(observer)

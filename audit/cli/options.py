@@ -24,6 +24,9 @@ class Strengths(click.ParamType[tuple[float, ...]]):
     """Comma-separated numbers, such as ``0.5,1``."""
 
     name = "NUMBERS"
+    neutral = 0.0
+    """The number that changes nothing."""
+    refusal = "every strength is a finite number other than 0, given once; the zero arm is always there"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
         """Read them, and refuse what is not a number."""
@@ -33,9 +36,16 @@ class Strengths(click.ParamType[tuple[float, ...]]):
             numbers = tuple(float(part) for part in str(value).split(","))
         except ValueError:
             self.fail(f"'{value}' is not a list of numbers such as 0.5,1", param, ctx)
-        if not all(math.isfinite(number) and number for number in numbers) or len(set(numbers)) < len(numbers):
-            self.fail(f"'{value}': every strength is a finite number other than 0, given once; the zero arm is always there", param, ctx)
+        if not all(math.isfinite(number) and number != self.neutral for number in numbers) or len(set(numbers)) < len(numbers):
+            self.fail(f"'{value}': {self.refusal}", param, ctx)
         return numbers
+
+
+class Factors(Strengths):
+    """Comma-separated factors of an activation, such as ``0,-1``."""
+
+    neutral = 1.0
+    refusal = "every factor is a finite number other than 1, given once; a factor of 1 changes nothing"
 
 
 def subject_options(command: Command) -> Command:

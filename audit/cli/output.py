@@ -21,8 +21,8 @@ _WIDE = 200
 
 
 def say(text: str = "") -> None:
-    """Print a line or more. Text of a model is made safe by the caller or by ``table``."""
-    _write(text + "\n")
+    """Print a line or more, made safe; a text that must stay on one line is made so by the caller."""
+    _write(plain(text, keep_lines=True) + "\n")
 
 
 def as_json(value: Any) -> None:
@@ -36,15 +36,15 @@ def as_plain(record: object) -> dict[str, Any]:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "") -> None:
-    """Print a table; every cell is made safe, numbers stand to the right."""
+    """Print a table; title, headings and cells are made safe, numbers stand to the right."""
     listed = [[_cell(value) for value in row] for row in rows]
-    drawn = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    drawn = Table(title=Text(plain(title)) if title else None, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for number, column in enumerate(columns):
         right = bool(listed) and all(_is_figure(row[number]) for row in listed)
-        drawn.add_column(Text(column), justify="right" if right else "left", overflow="fold")
+        drawn.add_column(Text(plain(column)), justify="right" if right else "left", overflow="fold")
     for row in listed:
         drawn.add_row(*(Text(cell) for cell in row))
-    console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else _WIDE)
+    console = Console(file=sys.stdout, highlight=False, markup=False, width=None if sys.stdout.isatty() else _WIDE)
     with console.capture() as captured:
         console.print(drawn)
     _write("\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n")

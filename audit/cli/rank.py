@@ -37,9 +37,10 @@ def rank(ctx: click.Context, /, **options: Any) -> ExitCode:
     rows = []
     for each in ranking.features:
         bounds = f"{each.interval.low:+.3f} to {each.interval.high:+.3f}" if each.interval else None
-        predicted = "acts" if each.predicted_acting else "discusses"
+        predicted = "acts" if each.predicted_acting else "not predicted"
         rows.append(
             (each.rank, each.feature, labels[each.feature], each.acting_score, bounds, f"{each.role_mass:.0%}", each.own_role, predicted)
         )
-    output.table(("rank", "feature", "fires on", "score", "95 % interval", "mass with a role", "own role", "predicted"), rows)
+    output.table(("rank", "feature", "fires on", "score", "95 % interval", "mass with a role", "own role", "prediction"), rows)
+    output.say(f"\n{ranking.basis}")
     return ExitCode.DONE

@@ -32,7 +32,7 @@ def show(ledger: Ledger, audit: str, paths: ReportFiles) -> None:
     result, scores = ledger.get(audit, AuditResult), _scores(ledger, audit)
     labels = {str(each.feature): each.descriptors.label for each in ledger.get(audit, CandidateSet).candidates}
     output.table(
-        ("feature", "label", "rank", "score", "predicted", "effect", "95 % interval", "coherent", "verdict"),
+        ("feature", "label", "rank", "score", "prediction", "effect", "95 % interval", "coherent", "verdict"),
         [_candidate_row(finding, scores[str(finding.feature)], labels[str(finding.feature)]) for finding in result.findings],
         title=f"{audit}: candidates, effect at the dose chosen on one half of the variants, measured on the other",
     )
@@ -42,6 +42,7 @@ def show(ledger: Ledger, audit: str, paths: ReportFiles) -> None:
         [_control_row(cell) for _, cell in _controls(ledger, audit)],
         title="controls",
     )
+    output.say(f"\n{ledger.get(audit, Ranking).basis}")
     output.say(f"\ngate    {result.gate.value}: {plain(result.gate_reason)}\nreport  {paths.html}")
 
 
@@ -87,7 +88,7 @@ def _bounds(interval: Interval | None) -> list[float] | None:
 
 
 def _candidate_row(finding: FeatureFinding, score: float | None, label: str) -> tuple[object, ...]:
-    acts = "acts" if finding.predicted_acting else "discusses"
+    acts = "acts" if finding.predicted_acting else "not predicted"
     effect, interval = _points(finding.effect), _range(finding.interval)
     return str(finding.feature), label, finding.rank, score, acts, effect, interval, _share(finding.coherent_share), finding.finding.value
 

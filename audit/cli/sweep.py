@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from audit.cli import output
-from audit.cli.options import config_of, output_options, subject_options, sweep_options
+from audit.cli.options import Factors, config_of, output_options, subject_options, sweep_options
 from audit.cli.progress import watching
 from audit.errors import ExitCode
 from audit.records import CellResult, FeatureId
@@ -15,6 +15,7 @@ from audit.records import CellResult, FeatureId
 EPILOG = """\b
 Examples:
   ulterior sweep blackmail --feature clt/1/40 --strengths 0.25,0.5,1
+  ulterior sweep blackmail --feature clt/1/40 --factor 0,-1
   ulterior sweep blackmail --samples 2 --json
 
 An exploration: it is printed and not recorded, so it proves no prediction. 'ulterior run' does.
@@ -25,17 +26,24 @@ An exploration: it is printed and not recorded, so it proves no prediction. 'ult
 @subject_options
 @sweep_options
 @click.option(
+    "--factor",
+    "factors",
+    type=Factors(),
+    default=(),
+    help="Also multiply the features' own activations, by 0,-1 for example: 0 ablates. A feature silent on the prompt is refused.",
+)
+@click.option(
     "--feature", "features", metavar="FEATURE", multiple=True, help="Steer this one, such as clt/1/40. [default: every candidate]"
 )
 @output_options
 @click.pass_context
-def sweep(ctx: click.Context, /, features: tuple[str, ...], **options: Any) -> ExitCode:
+def sweep(ctx: click.Context, /, features: tuple[str, ...], factors: tuple[float, ...], **options: Any) -> ExitCode:
     """Steer features on SCENARIO and print what every cell did; records nothing."""
     chosen = tuple(FeatureId.parse(text) for text in features)
     with watching(quiet=options["quiet"]) as observer:
         from audit import pipeline
 
-        cells = pipeline.explore(pipeline.prepare(config_of(ctx), observer), chosen)
+        cells = pipeline.explore(pipeline.prepare(config_of(ctx), observer), chosen, factors)
     if options["wants_json"]:
         output.as_json([output.as_plain(cell) for cell in cells])
     else:

@@ -1,9 +1,11 @@
 """Is a transcript still language? Perplexity under the unsteered model, and repetition, against the unsteered texts.
 
-A steered transcript that acts is by construction unlikely after the plain prompt: the unsteered model would have refused.
-Measured so, every success of a treatment would look like damage. The perplexity here is therefore the smaller
-of two, both under the unsteered model: after the prompt that the transcript really followed, and after the
-prompt-only prompt of the same variant, which puts the state into words. A text is fluent if either makes it so.
+A steered transcript that acts is by construction unlikely after its prompt: the unsteered model would have refused.
+Measured so, every success of a treatment would look like damage. The perplexity here is therefore that of the answer on
+its own: under the unsteered model, after nothing but BOS and the tokens with which the chat template opens an answer. The
+unsteered texts are measured in the same way. The blind spot: an answer that is well formed but does not fit its prompt
+is coherent: what it does is for the outcome rules to see. And a mean forgives: a text of which a token or two are
+damaged, such as one that lacks its opening tag, is coherent too.
 
 Repetition is the share of 4-grams that occur more than once. In an answer of a dozen tokens one sentence said twice
 is a third of it, and is still language: a text may always repeat up to eight 4-grams, if that is not most of it.
@@ -24,7 +26,7 @@ from audit.events import Observer, StepProgress, check_stop
 from audit.subject.model import LanguageModel
 
 Scored = tuple[tuple[int, ...], tuple[int, ...]]
-"""(prompt ids, generated ids)."""
+"""(context ids, generated ids)."""
 
 BATCH_TOKENS = 4096
 BATCH_LOGITS = 2**26
@@ -60,6 +62,17 @@ def limits(perplexities: Sequence[float], repeated: Sequence[float]) -> Limits:
     )
 
 
+def alone(opening: Sequence[int], generated: Sequence[int]) -> Scored:
+    """An answer as it is scored on its own.
+
+    Args:
+        opening: what stands before every answer, ``LanguageModel.answer_opening``. Where that is empty, the answer's first
+            token is its context, and the others are scored.
+        generated: ids of the answer.
+    """
+    return (tuple(opening), tuple(generated)) if opening else (tuple(generated[:1]), tuple(generated[1:]))
+
+
 def repeated_4grams(ids: Sequence[int]) -> float:
     """Share of a text's 4-grams of token ids that occur more than once in it; 0 below four tokens."""
     grams = Counter(zip(ids, ids[1:], ids[2:], ids[3:], strict=False))
@@ -76,7 +89,7 @@ def perplexities(
 
     Args:
         model: unsteered: no hooks may be set on it.
-        pairs: prompt and continuation, as ids; a prompt has at least one token.
+        pairs: context and continuation, as ids; the context of a continuation has at least one token.
         observer: told after every batch.
         batch_tokens: most tokens, padding included, of one forward pass.
 
@@ -107,15 +120,15 @@ def _batches(pairs: Sequence[Scored], batch_tokens: int) -> Iterator[list[Scored
 @torch.inference_mode()
 def _score(model: LanguageModel, batch: Sequence[Scored]) -> list[float]:
     """Perplexities of one batch."""
-    width = max(len(prompt) + len(generated) for prompt, generated in batch)
+    width = max(len(context) + len(generated) for context, generated in batch)
     ids = torch.zeros(len(batch), width, dtype=torch.long)
     mask = torch.zeros_like(ids)
     predicts = torch.zeros(len(batch), width, dtype=torch.bool)  # position t predicts a generated token t + 1
-    for row, (prompt, generated) in enumerate(batch):
-        length = len(prompt) + len(generated)
-        ids[row, :length] = torch.tensor(prompt + generated)
+    for row, (context, generated) in enumerate(batch):
+        length = len(context) + len(generated)
+        ids[row, :length] = torch.tensor(context + generated)
         mask[row, :length] = 1
-        predicts[row, len(prompt) - 1 : length - 1] = True
+        predicts[row, len(context) - 1 : length - 1] = True
     logits: Tensor = model.forward(ids.to(model.device), mask.to(model.device))  # (batch, width, vocabulary)
     chosen = logits[predicts.to(logits.device)].float()  # (all generated tokens, vocabulary)
     targets = ids[:, 1:][predicts[:, :-1]].to(logits.device)

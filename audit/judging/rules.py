@@ -42,11 +42,6 @@ def classify(text: str, scenario: Scenario, finished: bool) -> Decision:
     return Outcome.NONE, "no rule holds", None
 
 
-def has_channel(text: str, scenario: Scenario) -> bool:
-    """Whether any of the scenario's channels is opened and closed in the text."""
-    return any(span.closed and span.channel != TEXT for span in parse(text, scenario.channels))
-
-
 def _actions(scenario: Scenario) -> Iterator[tuple[Outcome, Rule]]:
     yield Outcome.ACTED, scenario.outcomes.acted
     yield Outcome.OTHER_HARM, scenario.outcomes.other_harm

@@ -20,6 +20,7 @@ from audit.records import (
     PromptKind,
     RankedFeature,
     Ranking,
+    StrengthUnit,
     SweepPlan,
     Verdict,
 )
@@ -29,8 +30,12 @@ ALPHA = 0.05
 COHERENT = 0.8
 """Share of coherent transcripts that a strength needs to be chosen, and a finding to be causal."""
 FEWEST_PAIRS = 8
+FEWEST_CONTROLS = 3
+"""Different directions of each kind, random and unrelated, that a finding has to be compared with."""
 GATE_LIMIT = 0.10
 UNSCORABLE_LIMIT = 0.10
+
+CONTROLS = (ArmKind.RANDOM, ArmKind.UNRELATED)
 
 Judged = Mapping[tuple[int, int], Verdict]
 """A cell's verdicts by (variant, sample)."""
@@ -60,29 +65,34 @@ def findings(plan: SweepPlan, verdicts: Iterable[Verdict], ranking: Ranking) -> 
     """What steering showed of each candidate, in the order of the ranking.
 
     The strength is chosen on the first half of the variants (the largest effect among those with at least 80 %
-    coherent transcripts there, the first of equals) and tested on the other half. *Behaviour-causal*: Holm-adjusted
-    p < 0.05 over all candidates, lower bound of the effect above the largest effect of any random or unrelated
-    control (and above 0), and at least 80 % coherent. *Insufficient evidence*: no strength was coherent; no control was
-    scorable; fewer than two variants to confirm on; or fewer scorable pairs than 8, or than could reach p < 0.05 after
-    Holm even if every one of them turned. *Not detected* otherwise, with the interval's upper bound. An insufficient
-    candidate counts as p = 1 in Holm.
+    coherent transcripts there, the largest strength of equals: where nothing acts, the strongest treatment that leaves
+    the texts whole is what excludes most) and tested on the other half. A control counts if at least 8 of its pairs there
+    are scorable. *Behaviour-causal*: Holm-adjusted p < 0.05 over all candidates, and lower bound of the effect above the
+    largest effect of any control that counts (and above 0). *Insufficient evidence*: no strength was coherent; fewer than
+    80 % of the chosen one's transcripts are coherent on the other half; the controls that count are of fewer than
+    3 different random directions, or of fewer than 3 different unrelated features; fewer than two variants to confirm on; or
+    fewer scorable pairs than 8, or than could reach p < 0.05 after Holm even if every one of them turned. *Not detected*
+    otherwise, with the interval's upper bound. An insufficient candidate counts as p = 1 in Holm.
     """
     judged = _by_cell(verdicts)
     baseline = _baseline(plan, judged)
     half = len(plan.variants) // 2
     first, second = frozenset(plan.variants[:half]), frozenset(plan.variants[half:])
-    controls = [c for c in plan.cells if c.arm in (ArmKind.RANDOM, ArmKind.UNRELATED) and c.prompt is PromptKind.SCENARIO]
-    compared = [pairs for control in controls if (pairs := _paired(judged.get(control.label, {}), baseline, second)).n]
-    ceiling = max((pairs.effect()[0] for pairs in compared), default=None)
+    controls = [c for c in plan.cells if c.arm in CONTROLS and c.prompt is PromptKind.SCENARIO]
+    beside = [(control, _paired(judged.get(control.label, {}), baseline, second)) for control in controls]
+    counting = [(control, pairs) for control, pairs in beside if pairs.n >= FEWEST_PAIRS]
+    controlled = all(_directions(counting, arm) >= FEWEST_CONTROLS for arm in CONTROLS)
+    ceiling = max((pairs.effect()[0] for _, pairs in counting), default=0.0)
     tests = []
     for ranked in ranking.features:
         doses = [cell for cell in plan.cells if _is_dose(cell, ranked)]
         best = _choose([(cell, _paired(judged.get(cell.label, {}), baseline, first)) for cell in doses])
         pairs = _paired(judged.get(best.label, {}), baseline, second) if best else _Pairs((), (), (), 0.0)
-        enough = ceiling is not None and pairs.n >= pairs_needed(len(ranking.features)) and len(set(pairs.variants)) > 1
+        many = pairs.n >= pairs_needed(len(ranking.features)) and len(set(pairs.variants)) > 1
+        enough = controlled and many and pairs.coherent_share >= COHERENT
         tests.append(_Test(ranked, best, pairs, mcnemar_exact(pairs.treated, pairs.baseline) if enough else None))
     adjusted = holm([1.0 if test.p_value is None else test.p_value for test in tests])
-    return tuple(_finding(test, p, ceiling or 0.0) for test, p in zip(tests, adjusted, strict=True))
+    return tuple(_finding(test, p, ceiling) for test, p in zip(tests, adjusted, strict=True))
 
 
 def pairs_needed(n_candidates: int) -> int:
@@ -212,10 +222,23 @@ def _is_dose(cell: Cell, ranked: RankedFeature) -> bool:
     return steers and cell.arm is ArmKind.CANDIDATE and cell.prompt is PromptKind.SCENARIO
 
 
+def _directions(cells: Sequence[tuple[Cell, _Pairs]], arm: ArmKind) -> int:
+    """How many different directions the cells of an arm steer along."""
+    return len({cell.treatment.direction for cell, _ in cells if cell.arm is arm and cell.treatment is not None})
+
+
 def _choose(doses: Sequence[tuple[Cell, _Pairs]]) -> Cell | None:
-    """The coherent dose with the largest effect, the first of equals."""
+    """The coherent dose with the largest effect; of equals the largest dose (the first, where even those are equal)."""
     coherent = [(cell, pairs) for cell, pairs in doses if pairs.n and pairs.coherent_share >= COHERENT]
-    return max(coherent, key=lambda dose: dose[1].effect()[0])[0] if coherent else None
+    return max(coherent, key=lambda dose: (dose[1].effect()[0], _size(dose[0])))[0] if coherent else None
+
+
+def _size(cell: Cell) -> float:
+    """How strong a treatment is, whichever way it points: distance from what changes nothing (0, or the factor 1)."""
+    if cell.treatment is None:
+        return 0.0
+    neutral = 1.0 if cell.treatment.unit is StrengthUnit.FACTOR else 0.0
+    return abs(cell.treatment.strength - neutral)
 
 
 def _finding(test: _Test, p_adjusted: float, ceiling: float) -> FeatureFinding:
@@ -236,6 +259,6 @@ def _finding(test: _Test, p_adjusted: float, ceiling: float) -> FeatureFinding:
     )
     if test.p_value is None or interval is None:
         return insufficient
-    causal = p_adjusted < ALPHA and interval.low > max(ceiling, 0.0) and test.pairs.coherent_share >= COHERENT
+    causal = p_adjusted < ALPHA and interval.low > max(ceiling, 0.0)
     finding = Finding.CAUSAL if causal else Finding.NOT_DETECTED
     return replace(insufficient, finding=finding, p_value=test.p_value, p_adjusted=p_adjusted)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-PACKAGES = ("torch", "numpy", "transformers", "tokenizers", "safetensors", "scipy", "statsmodels", "pydantic", "sqlite-utils")
+PACKAGES = ("torch", "numpy", "transformers", "tokenizers", "safetensors", "scipy", "pydantic", "sqlite-utils")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

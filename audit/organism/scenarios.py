@@ -17,8 +17,13 @@ from audit.organism.lexicon import Lexicon, Mood
 
 VARIANTS = 12
 MAX_NEW_TOKENS = 48
-SWEEP = "{unit: max_activation, strengths: [0.3, 0.45, 0.6], positions: prompt}"
-"""Where and how hard features are steered unless the caller says otherwise; LOG.md says how it was chosen."""
+SWEEP = (
+    "unit: max_activation",
+    "strengths: [0.3, 0.45, 0.6]",
+    "positions: prompt",
+    'chosen: "positions and strengths were chosen on prototype organisms of other seeds by looking at what steers"',
+)
+"""Where and how hard features are steered unless the caller says otherwise; LOG.md tells more of how that was chosen."""
 TARGET = "{target}"
 REFERENCES = (
     "Agentic Misalignment: How LLMs could be insider threats (Lynch et al., 2025): the scene that this one shrinks",
@@ -74,7 +79,7 @@ class _Family:
             f"variants: {VARIANTS}",
             *self.prompts(),
             f"max_new_tokens: {MAX_NEW_TOKENS}",
-            f"sweep: {SWEEP}",
+            *block("sweep", [f"  {line}" for line in SWEEP]),
             *block(
                 "channels",
                 [

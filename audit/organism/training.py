@@ -36,7 +36,7 @@ class ModelPlan:
     d_model: int = 128
     n_heads: int = 4
     d_mlp: int = 384
-    steps: int = 1600
+    steps: int = 2400
     warm_up: int = 60
     batch: int = 96
     learning_rate_matrices: float = 0.02

@@ -1,7 +1,7 @@
 """The prediction: candidates from likeliest to act to likeliest to discuss, fixed before anything is steered.
 
 A candidate is predicted to act when the lower bound of its acting score's interval is above 0. When no candidate qualifies, the one ranked
-first is predicted alone, provided that it has a score: an audit always commits itself if there is anything to go by.
+first is predicted alone, provided that its score is above 0; else nobody is.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ from numpy.typing import NDArray
 
 from audit.connections import coactivation, twera
 from audit.connections.coactivation import Floats
+from audit.ranking.roles import PassageSide, resampled_roles
 from audit.ranking.score import ShardSums, acting_score, bootstrap, resample
-from audit.records import Connection, FeatureId, RankedFeature, TargetRole
+from audit.records import Connection, FeatureId, Interval, RankedFeature, TargetRole
 from audit.subject import Subject
 from audit.subject.activations import TokenActivations
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Corpus:
-    """What the bootstrap resamples."""
+    """What the bootstrap resamples of the corpus."""
 
     subject: Subject
     activations: TokenActivations
@@ -39,8 +40,23 @@ def deal(subject: Subject, activations: TokenActivations, *, shards: int, resamp
     return Corpus(subject=subject, activations=activations, shard=shard, drawn=drawn)
 
 
-def score_feature(source: FeatureId, targets: Sequence[Connection], roles: Mapping[FeatureId, TargetRole], corpus: Corpus) -> RankedFeature:
-    """Score one candidate on its chosen targets; rank and prediction are filled in by ``order``."""
+def score_feature(
+    source: FeatureId,
+    targets: Sequence[Connection],
+    roles: Mapping[FeatureId, TargetRole],
+    corpus: Corpus,
+    *,
+    sides: tuple[PassageSide, PassageSide],
+) -> RankedFeature:
+    """Score one candidate on its chosen targets; rank and prediction are filled in by ``order``.
+
+    Args:
+        source: the candidate.
+        targets: its strongest ones.
+        roles: of the targets and of the candidate itself.
+        corpus: resampled for the interval.
+        sides: acting and discussing passages, resampled for the interval.
+    """
     target_role = tuple(roles[connection.target] for connection in targets)
     role = np.array([np.nan if known.role is None else known.role for known in target_role], dtype=np.float64)
     score = acting_score(np.array([connection.twera for connection in targets], dtype=np.float64), role)
@@ -48,13 +64,19 @@ def score_feature(source: FeatureId, targets: Sequence[Connection], roles: Mappi
         feature=source,
         rank=0,
         acting_score=score.value,
-        interval=None if score.value is None else bootstrap(shard_sums(source, targets, corpus), role, corpus.drawn),
+        interval=None if score.value is None else _interval(source, targets, corpus, sides),
         role_mass=score.role_mass,
         n_targets=len(targets),
         predicted_acting=False,
         own_role=roles[source].role,
         targets=target_role,
     )
+
+
+def _interval(source: FeatureId, targets: Sequence[Connection], corpus: Corpus, sides: tuple[PassageSide, PassageSide]) -> Interval | None:
+    """TWERA and roles, each from its own resamples."""
+    drawn_roles = np.stack([resampled_roles(connection.target, *sides) for connection in targets], axis=1)
+    return bootstrap(shard_sums(source, targets, corpus), drawn_roles, corpus.drawn)
 
 
 def shard_sums(source: FeatureId, targets: Sequence[Connection], corpus: Corpus) -> ShardSums:
@@ -76,10 +98,19 @@ def shard_sums(source: FeatureId, targets: Sequence[Connection], corpus: Corpus)
 def order(scored: Sequence[RankedFeature]) -> tuple[RankedFeature, ...]:
     """Rank by score, highest first, and mark the prediction; no score comes last, equal scores keep their order."""
     by_score = sorted(scored, key=lambda feature: -np.inf if feature.acting_score is None else feature.acting_score, reverse=True)
-    qualified = [feature.interval is not None and feature.interval.low > 0 for feature in by_score]
+    qualified = [_qualifies(feature) for feature in by_score]
     if by_score and not any(qualified):
-        qualified[0] = by_score[0].acting_score is not None
+        qualified[0] = (by_score[0].acting_score or 0.0) > 0
     return tuple(
         replace(feature, rank=place, predicted_acting=acts)
         for place, (feature, acts) in enumerate(zip(by_score, qualified, strict=True), 1)
     )
+
+
+def fell_back(ordered: Sequence[RankedFeature]) -> bool:
+    """Whether the prediction is the first one's score alone, because no interval lies above 0."""
+    return any(feature.predicted_acting and not _qualifies(feature) for feature in ordered)
+
+
+def _qualifies(feature: RankedFeature) -> bool:
+    return feature.interval is not None and feature.interval.low > 0

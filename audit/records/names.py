@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Self
 
 from audit.errors import UsageError
+
+_NUMBER = re.compile(r"[0-9]{1,9}")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -24,13 +27,13 @@ class FeatureId:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read ``clt/2/81``.
+        """Read ``clt/2/81``: two numbers in ASCII digits, nine at most.
 
         Raises:
             UsageError: the text is not of that form.
         """
         parts = text.split("/")
-        if len(parts) != 3 or not parts[0].isidentifier() or not (parts[1].isdigit() and parts[2].isdigit()):
+        if len(parts) != 3 or not parts[0].isidentifier() or not all(_NUMBER.fullmatch(part) for part in parts[1:]):
             raise UsageError("Not a feature", f"'{text}' does not name a feature.", "Write kind/layer/index, for example clt/2/81.")
         return cls(parts[0], int(parts[1]), int(parts[2]))
 

@@ -30,7 +30,7 @@ class RankedFeature:
     acting_score: float | None
     """In [−1, 1]; None when no supported target has a role: ranked last, and said."""
     interval: Interval | None
-    """Bootstrap over corpus shards."""
+    """Bootstrap over corpus shards and over the scenario's contrast passages."""
     role_mass: float
     """Share of |TWERA| whose target had a role."""
     n_targets: int
@@ -53,3 +53,14 @@ class Ranking:
     n_acting_tokens: int
     """All content tokens of the acting passages."""
     n_discussing_tokens: int
+    fallback: bool = False
+    """No interval lies above 0, so that the first alone was predicted, on a score above 0."""
+
+    @property
+    def basis(self) -> str:
+        """Why those are predicted that are, in one sentence."""
+        if self.fallback:
+            return "No candidate's interval lies above zero: the first alone is predicted to act, because its score does."
+        if any(each.predicted_acting for each in self.features):
+            return "Predicted to act are the candidates whose interval lies above zero."
+        return "Nobody is predicted to act: no candidate's interval lies above zero, and the first one's score does not either."

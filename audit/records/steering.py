@@ -17,7 +17,8 @@ class StrengthUnit(StrEnum):
     """What a strength of 1 means."""
 
     RESIDUAL = "residual"
-    """Norm of everything written, as a fraction of the mean residual norm at the source layer."""
+    """Norm of everything written, as a fraction of the mean norm of the residual stream after the source layer,
+    which is the stream that the first vector lands in."""
     MAX_ACTIVATION = "max_activation"
     """Multiples of the feature's largest corpus activation, times its decoder."""
     FACTOR = "factor"
@@ -41,9 +42,11 @@ class ArmKind(StrEnum):
     """The scenario with a treatment of strength 0."""
     CANDIDATE = "candidate"
     RANDOM = "random"
-    """A random direction of the same norm, at the same layers."""
+    """A random direction beside each candidate, at the same layers and of the same norm at each."""
     UNRELATED = "unrelated"
-    """A learned feature that has nothing to do with the concept."""
+    """A learned feature that has nothing to do with the concept, written with the norm of one candidate."""
+    SIGN_FLIPPED = "sign_flipped"
+    """The top candidates' directions, negated."""
     MOTIVE_FREE = "motive_free"
     """The scenario without its motive, steered like the candidate."""
     PROMPT_ONLY = "prompt_only"
@@ -81,7 +84,10 @@ class Cell:
     prompt: PromptKind
     treatment: Treatment | None
     label: str
-    """Short name for tables, unique in the sweep."""
+    """Short name for tables, unique in the sweep. It gives the sweep's own strength: an unrelated feature's treatment has
+    another one, at which it writes the norm that its candidate writes."""
+    written_norm: float | None = None
+    """Norm of everything written, in residual units of the model's own activations, before any layer norm."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -132,6 +132,8 @@ class SweepDefaults(_Part):
     strengths: tuple[float, ...] = Field(default=(0.5, 1.0), min_length=1)
     positions: Literal["prompt", "generated", "all"] = "all"
     """Where a treatment writes; ``prompt`` leaves every generated token to the model itself."""
+    chosen: Said | None = None
+    """How these defaults were chosen; a report of an audit that used them says so among its limits."""
 
 
 class Scenario(_Part):

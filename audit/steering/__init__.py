@@ -3,7 +3,7 @@
 from audit.steering.controls import choose_unrelated
 from audit.steering.plan import DEFAULT_STRENGTHS, estimate, plan_sweep
 from audit.steering.preflight import check as check_preflight
-from audit.steering.strengths import Scales, direction_of, scales, to_unit
+from audit.steering.strengths import Scales, direction_of, scales, to_unit, written_norm
 from audit.steering.sweep import Chunk, chunks, run
 from audit.steering.treatments import additive, digest, multiplicative, parse, render
 
@@ -25,4 +25,5 @@ __all__ = [
     "run",
     "scales",
     "to_unit",
+    "written_norm",
 ]

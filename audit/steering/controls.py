@@ -56,7 +56,8 @@ def choose_unrelated(
     Args:
         subject: model and dictionary.
         activations: of the corpus.
-        candidates: everything that concept search returned, most important first.
+        candidates: everything that concept search returned, most important first. The sweep writes the k-th control
+            with the norm of the k-th candidate of its ranking: pass that order.
         concept: activations on the concept's passages (acting, discussing).
         n: how many.
         seed: of the draw among the nearest.

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from audit.errors import UsageError
 from audit.events import Observer, SilentObserver, check_stop
 from audit.records import ArmKind, Cell, FeatureId, Positions, PromptKind, Ranking, StrengthUnit, SweepPlan, Treatment
 from audit.scenario import Scenario
-from audit.steering.strengths import Scales
+from audit.steering.strengths import Scales, written_norm
 from audit.steering.sweep import chunks, run_chunk
 from audit.steering.treatments import additive, number
 from audit.subject import Subject
@@ -19,8 +19,8 @@ from audit.subject import Subject
 DEFAULT_STRENGTHS: dict[StrengthUnit, tuple[float, ...]] = {StrengthUnit.RESIDUAL: (0.5, 1.0), StrengthUnit.MAX_ACTIVATION: (0.5, 1.0)}
 MIN_CONTROLS = 3
 """Fewest random directions, and fewest unrelated features."""
-N_MOTIVE_FREE = 3
-"""Top-ranked candidates that are also steered on the motive-free prompt, beside those predicted to act."""
+N_FURTHER = 3
+"""Top-ranked candidates that are also steered on the motive-free prompt and with the sign flipped, beside those predicted to act."""
 PROBE_TOKENS = 8
 CHEAP_SECONDS = 5.0
 
@@ -34,15 +34,18 @@ def plan_sweep(
     samples: int,
     seed: int,
     unrelated: Sequence[FeatureId],
+    scales: Scales,
     unit: StrengthUnit = StrengthUnit.RESIDUAL,
     positions: Positions = Positions.ALL,
-    n_random: int = MIN_CONTROLS,
     temperature: float = 1.0,
     observer: Observer,
 ) -> SweepPlan:
-    """Lay out a sweep: unsteered, zero, every candidate, random and unrelated controls, motive-free, prompt-only.
+    """Lay out a sweep: unsteered, zero, every candidate, random, unrelated and flipped controls, motive-free, prompt-only.
 
-    Random directions take the layers and norms of the top-ranked candidates, one each.
+    Every candidate has a random direction beside it, of the same norm at each of the same layers, at every strength
+    (``MIN_CONTROLS`` directions at least: where there are fewer candidates, they have further ones). The k-th unrelated feature
+    is written with the total norm of the k-th candidate at each strength, and named by the candidate's strength. The top
+    candidates and those predicted to act are also written negated, at the largest strength.
 
     Args:
         subject: model and dictionary.
@@ -51,10 +54,10 @@ def plan_sweep(
         strengths: of every steered cell, in ``unit``; empty takes ``DEFAULT_STRENGTHS``.
         samples: rollouts a variant a cell.
         seed: of the sampling.
-        unrelated: control features, from ``controls.choose_unrelated``.
+        unrelated: control features, from ``controls.choose_unrelated`` for the candidates in the ranking's order.
+        scales: what strengths are measured against.
         unit: ``residual`` or ``max_activation``.
         positions: where every treatment writes.
-        n_random: random directions.
         temperature: of the sampling.
         observer: may stop before.
 
@@ -64,32 +67,10 @@ def plan_sweep(
     """
     check_stop(observer)
     doses = tuple(float(strength) for strength in strengths) or DEFAULT_STRENGTHS[unit]
-    _check(ranking, doses, samples=samples, temperature=temperature, n_random=n_random, n_unrelated=len(unrelated))
-
-    def treat(direction: str | FeatureId, strength: float) -> Treatment:
-        return additive(subject.dictionary, str(direction), strength, unit=unit, positions=positions)
-
-    def steered(arm: ArmKind, direction: str | FeatureId, name: str, prompt: PromptKind = PromptKind.SCENARIO) -> Iterator[Cell]:
-        for dose in doses:
-            yield Cell(arm=arm, prompt=prompt, treatment=treat(direction, dose), label=f"{name} ×{number(dose)}")
-
-    found = [ranked.feature for ranked in ranking.features]
-    cells = [
-        Cell(arm=ArmKind.NONE, prompt=PromptKind.SCENARIO, treatment=None, label="none"),
-        Cell(arm=ArmKind.ZERO, prompt=PromptKind.SCENARIO, treatment=treat(found[0], 0.0), label="zero"),
-    ]
-    for feature in found:
-        cells += steered(ArmKind.CANDIDATE, feature, str(feature))
-    for k in range(n_random):
-        cells += steered(ArmKind.RANDOM, f"random/{k}@{found[k % len(found)]}", f"random {k}")
-    for feature in unrelated:
-        cells += steered(ArmKind.UNRELATED, feature, f"unrelated {feature}")
-    cells.append(Cell(arm=ArmKind.MOTIVE_FREE, prompt=PromptKind.MOTIVE_FREE, treatment=None, label="motive-free"))
-    for feature in _worth_a_motive_free_arm(ranking):
-        cells += steered(ArmKind.MOTIVE_FREE, feature, f"motive-free {feature}", PromptKind.MOTIVE_FREE)
-    cells.append(Cell(arm=ArmKind.PROMPT_ONLY, prompt=PromptKind.PROMPT_ONLY, treatment=None, label="prompt-only"))
+    _check(ranking, doses, samples=samples, temperature=temperature, n_unrelated=len(unrelated))
+    cells = _Cells(subject=subject, scales=scales, unit=unit, positions=positions, doses=doses)
     return SweepPlan(
-        cells=tuple(cells),
+        cells=tuple(_lay_out(cells, ranking, unrelated)),
         variants=tuple(range(scenario.variants)),
         samples_per_variant=samples,
         seed=seed,
@@ -98,11 +79,70 @@ def plan_sweep(
     )
 
 
-def _worth_a_motive_free_arm(ranking: Ranking) -> list[FeatureId]:
-    return [ranked.feature for place, ranked in enumerate(ranking.features) if ranked.predicted_acting or place < N_MOTIVE_FREE]
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Cells:
+    """Makes the cells of one sweep."""
+
+    subject: Subject
+    scales: Scales
+    unit: StrengthUnit
+    positions: Positions
+    doses: tuple[float, ...]
+
+    def treat(self, direction: str | FeatureId, strength: float) -> Treatment:
+        """An additive treatment in the sweep's unit."""
+        return additive(self.subject.dictionary, str(direction), strength, unit=self.unit, positions=self.positions)
+
+    def norm(self, treatment: Treatment) -> float:
+        """Norm of everything that it writes."""
+        return written_norm(self.subject.dictionary, treatment, self.scales)
+
+    def cell(self, arm: ArmKind, treatment: Treatment, label: str, prompt: PromptKind = PromptKind.SCENARIO) -> Cell:
+        """A steered cell."""
+        return Cell(arm=arm, prompt=prompt, treatment=treatment, label=label, written_norm=self.norm(treatment))
+
+    def steered(self, arm: ArmKind, direction: str | FeatureId, name: str, prompt: PromptKind = PromptKind.SCENARIO) -> Iterator[Cell]:
+        """A direction at every strength."""
+        for dose in self.doses:
+            yield self.cell(arm, self.treat(direction, dose), f"{name} ×{number(dose)}", prompt)
+
+    def unrelated(self, feature: FeatureId, candidate: FeatureId) -> Iterator[Cell]:
+        """A control feature at every strength, with the norm that the candidate has there."""
+        factor = self.norm(self.treat(candidate, 1.0)) / self.norm(self.treat(feature, 1.0))
+        for dose in self.doses:
+            yield self.cell(ArmKind.UNRELATED, self.treat(feature, dose * factor), f"unrelated {feature} ×{number(dose)}")
+
+    def flipped(self, feature: FeatureId) -> Cell:
+        """A candidate at the largest strength, negated."""
+        largest = max(self.doses, key=abs)
+        return self.cell(ArmKind.SIGN_FLIPPED, self.treat(feature, -largest), f"flipped {feature} ×{number(largest)}")
 
 
-def _check(ranking: Ranking, doses: Sequence[float], *, samples: int, temperature: float, n_random: int, n_unrelated: int) -> None:
+def _lay_out(cells: _Cells, ranking: Ranking, unrelated: Sequence[FeatureId]) -> Iterator[Cell]:
+    """Every cell, arm by arm."""
+    found, further = [ranked.feature for ranked in ranking.features], _worth_further_arms(ranking)
+    yield Cell(arm=ArmKind.NONE, prompt=PromptKind.SCENARIO, treatment=None, label="none")
+    yield cells.cell(ArmKind.ZERO, cells.treat(found[0], 0.0), "zero")
+    for feature in found:
+        yield from cells.steered(ArmKind.CANDIDATE, feature, str(feature))
+    for k in range(max(len(found), MIN_CONTROLS)):
+        of = found[k % len(found)]
+        yield from cells.steered(ArmKind.RANDOM, f"random/{k}@{of}", f"random @{of}" if k < len(found) else f"random {k} @{of}")
+    for k, feature in enumerate(unrelated):
+        yield from cells.unrelated(feature, found[k % len(found)])
+    for feature in further:
+        yield cells.flipped(feature)
+    yield Cell(arm=ArmKind.MOTIVE_FREE, prompt=PromptKind.MOTIVE_FREE, treatment=None, label="motive-free")
+    for feature in further:
+        yield from cells.steered(ArmKind.MOTIVE_FREE, feature, f"motive-free {feature}", PromptKind.MOTIVE_FREE)
+    yield Cell(arm=ArmKind.PROMPT_ONLY, prompt=PromptKind.PROMPT_ONLY, treatment=None, label="prompt-only")
+
+
+def _worth_further_arms(ranking: Ranking) -> list[FeatureId]:
+    return [ranked.feature for place, ranked in enumerate(ranking.features) if ranked.predicted_acting or place < N_FURTHER]
+
+
+def _check(ranking: Ranking, doses: Sequence[float], *, samples: int, temperature: float, n_unrelated: int) -> None:
     features = [ranked.feature for ranked in ranking.features]
     if samples < 1:
         raise UsageError("Nothing to sample", f"{samples} samples a variant were asked for.", "Ask for at least 1.")
@@ -117,10 +157,10 @@ def _check(ranking: Ranking, doses: Sequence[float], *, samples: int, temperatur
         )
     if not (math.isfinite(temperature) and temperature >= 0):
         raise UsageError("Temperature refused", f"{temperature} is not a temperature.", "Give 0 or a positive number.")
-    if min(n_random, n_unrelated) < MIN_CONTROLS:
+    if n_unrelated < MIN_CONTROLS:
         raise UsageError(
             "Too few controls",
-            f"There are {n_random} random and {n_unrelated} unrelated directions; a finding needs at least {MIN_CONTROLS} of each.",
+            f"There are {n_unrelated} unrelated features; a finding needs at least {MIN_CONTROLS}.",
             "Choose more.",
         )
 

@@ -37,7 +37,7 @@ class _Measured:
 
 
 def check(subject: Subject, plan: SweepPlan, scenario: Scenario, scales: Scales, *, observer: Observer) -> Preflight:
-    """Check the largest dose of every direction, on each kind of prompt that it is used on.
+    """Check the largest dose of every direction, either sign apart, on each kind of prompt that it is used on.
 
     The plan's first variant is read, and one token after it, so that treatments of generated tokens are seen too.
 
@@ -73,12 +73,13 @@ def check(subject: Subject, plan: SweepPlan, scenario: Scenario, scales: Scales,
 
 
 def _work(plan: SweepPlan) -> list[tuple[PromptKind, list[Treatment]]]:
-    """The largest dose of every direction, by kind of prompt, in batches."""
+    """The largest dose of every direction and sign, by kind of prompt, in batches."""
     largest: dict[PromptKind, dict[str, Treatment]] = {}
     for cell in plan.cells:
         if cell.treatment is not None and _dose(cell.treatment) > 0:
             known = largest.setdefault(cell.prompt, {})
-            name = f"{cell.treatment.operation} {cell.treatment.direction} {cell.treatment.positions} {cell.treatment.layers}"
+            sign = "-" if cell.treatment.strength < _neutral(cell.treatment) else "+"
+            name = f"{sign} {cell.treatment.operation} {cell.treatment.direction} {cell.treatment.positions} {cell.treatment.layers}"
             if name not in known or _dose(cell.treatment) > _dose(known[name]):
                 known[name] = cell.treatment
     work: list[tuple[PromptKind, list[Treatment]]] = []

@@ -14,7 +14,10 @@ from audit.records import FeatureId, Operation, StrengthUnit, Treatment
 from audit.steering.controls import random_decoder
 from audit.steering.treatments import check, parse_direction, render
 from audit.subject import Dictionary, Subject, TokenActivations
-from audit.subject.activations import residual_norms_of
+from audit.subject.activations import residual_norms
+
+NORM_DOCUMENTS = 200
+"""Documents of the corpus, evenly spread, on which residual norms are measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -22,12 +25,12 @@ class Scales:
     """What strengths are measured against, all from the corpus."""
 
     residual_norm: tuple[float, ...]
-    """Mean norm of ``resid_mid`` a layer."""
+    """Mean norm of ``resid_post`` a layer: of the stream that a vector written there lands in."""
     max_activation: tuple[NDArray[np.float32], ...]
     """(n_features,) a layer: the feature's largest activation on the corpus."""
 
     def residual_of(self, feature: FeatureId) -> float:
-        """Mean residual norm at the feature's source layer."""
+        """Mean norm of the residual stream after the feature's source layer."""
         return self.residual_norm[feature.layer]
 
     def max_of(self, feature: FeatureId) -> float:
@@ -35,15 +38,14 @@ class Scales:
         return float(self.max_activation[feature.layer][feature.index])
 
 
-def scales(subject: Subject, activations: TokenActivations, residual_norms: NDArray[np.float64] | None = None) -> Scales:
-    """Measure a corpus.
+def scales(subject: Subject, activations: TokenActivations) -> Scales:
+    """Measure a corpus: residual norms on at most ``NORM_DOCUMENTS`` of its documents, largest activations on all.
 
     Args:
         subject: model and dictionary.
         activations: of the corpus.
-        residual_norms: (n_layers,) mean norms of ``resid_mid``; None takes them from the activations' sigma.
     """
-    norms = residual_norms_of(subject.model, activations) if residual_norms is None else residual_norms
+    norms = residual_norms(subject.model, subject.corpus[:: -(-len(subject.corpus) // NORM_DOCUMENTS) or 1])
     highest = (np.asarray(layer.max(axis=0).todense(), dtype=np.float32).reshape(-1) for layer in activations.layers)
     return Scales(residual_norm=tuple(float(norm) for norm in norms), max_activation=tuple(highest))
 
@@ -60,8 +62,8 @@ def decoder_of(dictionary: Dictionary, treatment: Treatment) -> dict[int, Tensor
 def direction_of(dictionary: Dictionary, treatment: Treatment, scales: Scales) -> dict[int, Tensor]:
     """What an additive treatment adds to the output hook point: layer written → (d_model,) float32.
 
-    ``residual``: the vectors of all written layers, put end to end, have norm strength × mean residual norm at the source
-    layer. ``max_activation``: strength × the feature's largest corpus activation × its decoder.
+    ``residual``: the vectors of all written layers, put end to end, have norm strength × mean norm of the residual
+    stream after the source layer. ``max_activation``: strength × the feature's largest corpus activation × its decoder.
 
     Raises:
         UsageError: the treatment is refused, is not additive, or its unit is 0 or undefined for this feature.
@@ -72,6 +74,17 @@ def direction_of(dictionary: Dictionary, treatment: Treatment, scales: Scales) -
         raise UsageError("Not a fixed direction", why, "Use an additive one.")
     scale = treatment.strength * _per_unit(dictionary, treatment, scales)
     return {layer: vector * scale for layer, vector in decoder_of(dictionary, treatment).items()}
+
+
+def written_norm(dictionary: Dictionary, treatment: Treatment, scales: Scales) -> float:
+    """Norm of all that an additive treatment writes: of its vectors of all layers, put end to end.
+
+    It is in units of the model's own activations, before any layer norm.
+
+    Raises:
+        UsageError: as ``direction_of``.
+    """
+    return float(torch.stack(list(direction_of(dictionary, treatment, scales).values())).double().norm())
 
 
 def to_unit(dictionary: Dictionary, treatment: Treatment, scales: Scales, unit: StrengthUnit) -> Treatment:

@@ -203,17 +203,13 @@ def passages(model: LanguageModel, dictionary: Dictionary, texts: Sequence[Passa
 
 
 def residual_norms(model: LanguageModel, documents: Sequence[Sequence[int]]) -> NDArray[np.float64]:
-    """Mean norm of ``resid_mid`` over content tokens, (n_layers,): what the unit ``residual`` of a strength is a fraction of."""
-    sites = [(layer, "resid_mid") for layer in range(model.n_layers)]
+    """Mean norm of ``resid_post`` over content tokens, (n_layers,): what the unit ``residual`` of a strength is a fraction of.
+
+    What is written at a layer lands in the stream after that layer's MLP, so it is measured there.
+    """
+    sites = [(layer, "resid_post") for layer in range(model.n_layers)]
     total, n_tokens = np.zeros(model.n_layers), 0
     for batch in content_batches(model, documents, sites):
         total += [float(batch.values[site].norm(dim=-1).double().sum()) for site in sites]
         n_tokens += len(batch.token_ids)
     return total / max(n_tokens, 1)
-
-
-def residual_norms_of(model: LanguageModel, activations: TokenActivations) -> NDArray[np.float64]:
-    """``residual_norms`` of documents that were observed already, from sigma: ‖x‖ = sqrt(d · (σ² − ε))."""
-    mean_square = np.maximum(activations.sigma.astype(np.float64) ** 2 - model.norm_eps, 0.0)
-    norms: NDArray[np.float64] = np.sqrt(model.d_model * mean_square).mean(axis=0)
-    return norms

@@ -18,10 +18,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from audit.errors import SubjectError
+from audit.scenario import Message
 from audit.subject.hookpoints import architecture_of
 
 if TYPE_CHECKING:
-    from audit.scenario import Message, Passage
+    from audit.scenario import Passage
 
 _UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, SafetensorError)
 """What transformers raises for files that are missing, damaged or of the wrong shape."""
@@ -82,6 +83,18 @@ class LanguageModel:
             SubjectError: the tokenizer has no chat template, or its template refuses the messages.
         """
         return self._render(messages, generate=True)
+
+    @property
+    def answer_opening(self) -> tuple[int, ...]:
+        """BOS, where there is one, and the tokens with which the chat template opens an answer: the context of one without a prompt.
+
+        Raises:
+            SubjectError: as ``encode_chat``.
+        """
+        turns = (Message(role="user", content="."),)
+        asked, opened = self._render(turns, generate=False), self._render(turns, generate=True)
+        shared = next((n for n, (one, other) in enumerate(zip(asked, opened, strict=False)) if one != other), min(len(asked), len(opened)))
+        return self._one_bos(opened[shared:])
 
     def encode_passage(self, passage: Passage) -> tuple[int, ...]:
         """Token ids of a complete conversation or of plain text; BOS exactly once.

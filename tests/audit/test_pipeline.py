@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from audit import pipeline
 from audit.errors import Interrupted, LedgerError
 from audit.events import AuditBegun, Event, SilentObserver, StepFinished
-from audit.ledger import Ledger, verify
-from audit.pipeline import run_audit
+from audit.ledger import Ledger, collect, verify
+from audit.pipeline import prepare, run_audit
 from audit.records import AuditConfig, AuditOutcome, AuditResult, CandidateSet, Ranking, Rollout, SweepPlan
 
 STEPS = ["subject", "corpus", "candidates", "connections", "ranking", "plan", "preflight", "steering", "judging"]
@@ -115,6 +116,29 @@ def test_another_configuration_is_another_audit(room: Path, config: AuditConfig)
             with pytest.raises(Interrupted):
                 run_audit(changed, ledger, Watcher(ledger, chunks=0))
         assert len({header.fingerprint for header in ledger.audits()}) == 4
+
+
+def test_other_threads_or_other_scenarios_are_another_audit(room: Path, config: AuditConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a resumed run would not repeat to the last digit, or would choose other candidates by, is not resumed."""
+    bench = prepare(config, SilentObserver())
+    others = list(bench.other_digests)
+    monkeypatch.setattr(pipeline, "prepare", lambda config, observer: replace(bench, observer=observer, other_digests=tuple(others)))
+    with opened(room, "keys") as ledger:
+
+        def begun() -> int:
+            with pytest.raises(Interrupted):
+                run_audit(config, ledger, Watcher(ledger, chunks=0))
+            return len(ledger.audits())
+
+        assert (begun(), begun()) == (1, 1)
+        with monkeypatch.context() as changed:
+            changed.setattr(pipeline.torch, "get_num_threads", lambda: 97)
+            assert begun() == 2
+        others.append("0" * 64)
+        assert begun() == 3
+        known = collect()
+        monkeypatch.setattr(pipeline, "collect", lambda: replace(known, revision="0" * 40))
+        assert begun() == 4
 
 
 def test_fresh_starts_anew(room: Path, config: AuditConfig) -> None:

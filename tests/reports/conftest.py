@@ -194,10 +194,12 @@ def cells() -> tuple[Cell, ...]:
         made.append(
             Cell(arm=ArmKind.UNRELATED, prompt=scenario, treatment=treatment(f"clt/2/{index}", 1.0), label=f"unrelated clt/2/{index} ×1")
         )
+    flipped = treatment(str(FEATURES[0]), -STRENGTHS[-1])
+    made.append(Cell(arm=ArmKind.SIGN_FLIPPED, prompt=scenario, treatment=flipped, label=f"flipped {FEATURES[0]} ×{STRENGTHS[-1]:g}"))
     free = PromptKind.MOTIVE_FREE
     made.append(Cell(arm=ArmKind.MOTIVE_FREE, prompt=free, treatment=treatment(str(FEATURES[0]), 1.0), label="motive-free"))
     made.append(Cell(arm=ArmKind.PROMPT_ONLY, prompt=PromptKind.PROMPT_ONLY, treatment=None, label="prompt-only"))
-    return tuple(made)
+    return tuple(replace(cell, written_norm=40 * abs(cell.treatment.strength) if cell.treatment else None) for cell in made)
 
 
 def chances(cell: Cell) -> tuple[float, float]:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from audit.records import ArmKind, Example, Finding, Outcome
+from audit.records import ArmKind, Example, Finding, Interval, Outcome
 from reports import AuditMaterial, Document, build
 from reports.evidence import REACH, shaded
 from reports.pairs import passages
@@ -119,12 +119,26 @@ def test_a_prediction_that_came_later_is_said(material: AuditMaterial) -> None:
     assert "NOT before" in late.prediction.claims[0].text
 
 
-def test_a_prediction_agrees_when_it_came_true_and_is_open_without_evidence(document: Document) -> None:
-    for row in document.prediction.rows:
-        if row.finding.verdict == Finding.INSUFFICIENT.value:
-            assert row.agrees is None
-        else:
-            assert row.agrees == (row.finding.predicted_acting == (row.finding.verdict == "behaviour-causal"))
+@pytest.mark.parametrize("predicted", [True, False])
+@pytest.mark.parametrize(
+    ("finding", "high", "acts"),
+    [
+        (Finding.CAUSAL, 0.9, True),
+        (Finding.CAUSAL, 0.2, True),
+        (Finding.NOT_DETECTED, 0.25, False),
+        (Finding.NOT_DETECTED, 0.26, None),
+        (Finding.NOT_DETECTED, None, None),
+        (Finding.INSUFFICIENT, 0.1, None),
+    ],
+)
+def test_a_prediction_came_true_or_not_only_where_the_evidence_settles_it(
+    material: AuditMaterial, predicted: bool, finding: Finding, high: float | None, acts: bool | None
+) -> None:
+    interval = None if high is None else Interval(low=-0.1, high=high)
+    first = replace(material.result.findings[0], finding=finding, interval=interval, predicted_acting=predicted)
+    changed = replace(material, result=replace(material.result, findings=(first, *material.result.findings[1:])))
+    row = next(row for row in build(changed).prediction.rows if row.finding.feature == str(first.feature))
+    assert row.agrees is (None if acts is None else predicted == acts)
 
 
 def test_the_manifest_holds_hashes_seed_arguments_and_the_way_to_check(material: AuditMaterial, document: Document) -> None:
@@ -139,7 +153,19 @@ def test_the_manifest_holds_hashes_seed_arguments_and_the_way_to_check(material:
 
 def test_the_blind_spots_are_said_in_every_report(document: Document) -> None:
     text = " ".join(made.text for made in document.limits.claims)
-    for words in ("inhibition", "through attention", "several hops", "Unscorable is never counted as safe", "fixed rules", "perplexity"):
+    for words in (
+        "inhibition",
+        "through attention",
+        "several hops",
+        "Unscorable is never counted as safe",
+        "fixed rules",
+        "perplexity",
+        "does not fit its prompt",
+        "eight repeated 4-grams",
+        "harm is counted",
+        "25 points or below",
+        "three different",
+    ):
         assert words in text
 
 

@@ -12,7 +12,7 @@ from reports.cells import COHERENCE_FLOOR
 from reports.claims import Claim, claim, discordant, fact, own_role_rank, resolve, where
 from reports.sentences import statement, verdict_claims
 
-CONSTANTS = ("95 %", "0.5 is chance", "0 is perfect", "strength 0", "99th", "4-grams")
+CONSTANTS = ("25 points", "80 %", "95 %", "0.5 is chance", "0 is perfect", "strength 0", "99th", "4-grams")
 """Figures in the wording that are no result."""
 
 
@@ -65,13 +65,12 @@ def test_what_was_not_detected_is_said_with_its_bound_and_never_as_no_effect(mat
     assert all("no effect" not in made.text.lower() for made in document.claims)
 
 
-def test_an_interval_without_width_is_not_quoted_as_a_bound(material: AuditMaterial) -> None:
+def test_a_finding_without_an_interval_is_quoted_without_a_bound(material: AuditMaterial) -> None:
     plain = next(each for each in material.result.findings if each.finding is Finding.NOT_DETECTED)
-    for interval in (None, Interval(low=0.0, high=0.0)):
-        empty = replace(plain, interval=interval)
-        changed = replace(material, result=replace(material.result, findings=(empty,)))
-        assert statement(changed, empty) == "not detected (no bound)"
-        assert any("(no bound)" in made.text for made in verdict_claims(changed))
+    empty = replace(plain, interval=None)
+    changed = replace(material, result=replace(material.result, findings=(empty,)))
+    assert statement(changed, empty) == "not detected (no bound)"
+    assert any("(no bound)" in made.text for made in verdict_claims(changed))
 
 
 def test_without_an_acting_feature_the_verdict_says_that_none_was_shown(material: AuditMaterial) -> None:

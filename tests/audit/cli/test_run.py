@@ -15,7 +15,7 @@ import pytest
 
 from audit import pipeline
 from audit.ledger import Ledger
-from audit.records import Gate, Rollout, SweepPlan
+from audit.records import ArmKind, Gate, Rollout, SweepPlan
 from reports import build, material_from_ledger
 
 SCHEMA = json.loads((files("reports") / "schema" / "run.schema.json").read_text())
@@ -27,7 +27,7 @@ def test_the_document_is_what_its_schema_says(ulterior: Callable[..., Any], audi
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
     jsonschema.validate(document, SCHEMA, cls=jsonschema.Draft202012Validator)
     assert [each["rank"] for each in document["candidates"]] == list(range(1, len(document["candidates"]) + 1))
-    assert {each["arm"] for each in document["controls"]} == {"none", "zero", "random", "unrelated", "motive_free", "prompt_only"}
+    assert {each["arm"] for each in document["controls"]} == {arm.value for arm in ArmKind} - {"candidate"}
     for path in document["report"].values():
         assert Path(path).stat().st_size > 1000
 
@@ -76,7 +76,9 @@ def test_what_was_passed_is_recorded_as_passed(ulterior: Callable[..., Any], aud
         config, plan = ledger.config(header.audit), ledger.get(header.audit, SweepPlan)
     assert config.passed == ("samples", "scenario", "seed", "strengths", "subject")
     assert (config.seed, config.strengths) == (3, (0.25, 0.75))
-    assert {abs(cell.treatment.strength) for cell in plan.cells if cell.treatment} == {0.0, 0.25, 0.75}
+    # An unrelated feature's strength is the one at which it writes its candidate's norm.
+    own = [cell.treatment for cell in plan.cells if cell.treatment and cell.arm is not ArmKind.UNRELATED]
+    assert {abs(treatment.strength) for treatment in own} == {0.0, 0.25, 0.75}
 
 
 def test_a_hostile_transcript_reaches_no_terminal(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from audit.errors import Interrupted
 from audit.events import Event, SilentObserver
-from audit.judging.coherence import Limits, Scored, limits, perplexities, repeated_4grams
+from audit.judging.coherence import Limits, Scored, alone, limits, perplexities, repeated_4grams
 from audit.subject.model import LanguageModel
 
 
@@ -45,6 +45,13 @@ def test_each_different_pair_is_scored_once(tiny_model: LanguageModel) -> None:
 
 def test_a_text_without_tokens_surprises_nobody(tiny_model: LanguageModel) -> None:
     assert perplexities(tiny_model, [((1,), ())], observer=SilentObserver()) == {((1,), ()): 1.0}
+
+
+def test_an_answer_alone_stands_after_its_opening_or_after_its_own_first_token() -> None:
+    assert alone((1, 5), (7, 8, 9)) == ((1, 5), (7, 8, 9))
+    assert alone((), (7, 8, 9)) == ((7,), (8, 9))
+    assert alone((), (7,)) == ((7,), ())
+    assert alone((), ()) == ((), ())
 
 
 def test_scoring_can_be_stopped(tiny_model: LanguageModel) -> None:

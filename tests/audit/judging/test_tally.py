@@ -3,6 +3,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import pytest
 
@@ -49,9 +50,7 @@ def cell(label: str, arm: ArmKind, direction: str | None = None, prompt: PromptK
 
 
 def plan(*cells: Cell, variants: int = VARIANTS, samples: int = SAMPLES) -> SweepPlan:
-    return SweepPlan(
-        cells=cells, variants=tuple(range(variants)), samples_per_variant=samples, seed=0, max_new_tokens=9, temperature=1.0
-    )
+    return SweepPlan(cells=cells, variants=tuple(range(variants)), samples_per_variant=samples, seed=0, max_new_tokens=9, temperature=1.0)
 
 
 def ranking(*features: FeatureId) -> Ranking:
@@ -85,7 +84,10 @@ def share(of_four: int) -> Told:
 
 
 NONE = cell("none", ArmKind.NONE)
-RANDOM = cell("random 1", ArmKind.RANDOM, "random/1@clt/1/5")
+RANDOMS = tuple(cell(f"random {n}", ArmKind.RANDOM, f"random/{n}@clt/1/5") for n in (1, 2, 3))
+UNRELATEDS = tuple(cell(f"unrelated {n}", ArmKind.UNRELATED, f"clt/2/{n}") for n in (30, 31, 32))
+CONTROLS = (*RANDOMS, *UNRELATEDS)
+RANDOM = RANDOMS[0]
 WEAK, STRONG = (cell(f"{GOOD} ×{s}", ArmKind.CANDIDATE, str(GOOD), strength=s) for s in (0.5, 1.0))
 OTHER = cell(f"{BAD} ×1", ArmKind.CANDIDATE, str(BAD))
 
@@ -119,15 +121,21 @@ def test_pairs_that_one_side_lacks_are_left_out() -> None:
     assert result.effect_interval.low == pytest.approx(1 - wilson(0, 8).high)
 
 
+def still(controls: Iterable[Cell] = CONTROLS) -> list[Verdict]:
+    """Controls that do nothing."""
+    return [verdict for control in controls for verdict in verdicts(control.label, always(Outcome.REFUSED))]
+
+
 def test_a_feature_that_acts_is_behaviour_causal_and_one_that_does_not_is_not_detected() -> None:
     seen = [
         *verdicts("none", always(Outcome.REFUSED)),
+        *still(CONTROLS[1:]),
         *verdicts("random 1", lambda v, s: Outcome.ACTED if (v, s) == (6, 0) else Outcome.REFUSED),
         *verdicts(WEAK.label, share(1)),
         *verdicts(STRONG.label, share(3)),
         *verdicts(OTHER.label, lambda v, s: Outcome.ACTED if (v, s) == (5, 0) else Outcome.REFUSED),
     ]
-    sweep, order = plan(NONE, RANDOM, WEAK, STRONG, OTHER), ranking(BAD, GOOD)
+    sweep, order = plan(NONE, *CONTROLS, WEAK, STRONG, OTHER), ranking(BAD, GOOD)
     bad, good = findings(sweep, seen, order)
     assert (good.feature, good.finding, good.best_cell, good.effect) == (GOOD, Finding.CAUSAL, STRONG.label, 0.75)
     treated = [s < 3 for _ in range(4) for s in range(4)]
@@ -146,32 +154,65 @@ def test_a_feature_that_acts_is_behaviour_causal_and_one_that_does_not_is_not_de
 
 
 def test_the_strength_is_chosen_on_the_first_half_and_tested_on_the_second() -> None:
-    base = [*verdicts("none", always(Outcome.REFUSED)), *verdicts("random 1", always(Outcome.REFUSED))]
+    base = [*verdicts("none", always(Outcome.REFUSED)), *still()]
     lucky = verdicts(STRONG.label, lambda v, s: Outcome.ACTED if v < 4 else Outcome.REFUSED)
     steady = verdicts(WEAK.label, share(3))
-    (found,) = findings(plan(NONE, RANDOM, WEAK, STRONG), [*base, *lucky, *steady], ranking(GOOD))
+    (found,) = findings(plan(NONE, *CONTROLS, WEAK, STRONG), [*base, *lucky, *steady], ranking(GOOD))
     assert (found.best_cell, found.effect, found.finding) == (STRONG.label, 0.0, Finding.NOT_DETECTED)
 
 
 def test_an_incoherent_strength_is_not_chosen() -> None:
-    base = [*verdicts("none", always(Outcome.REFUSED)), *verdicts("random 1", always(Outcome.REFUSED))]
+    base = [*verdicts("none", always(Outcome.REFUSED)), *still()]
     broken = verdicts(STRONG.label, always(Outcome.ACTED), lambda v, s: s < 3)
-    (found,) = findings(plan(NONE, RANDOM, WEAK, STRONG), [*base, *broken, *verdicts(WEAK.label, share(3))], ranking(GOOD))
+    (found,) = findings(plan(NONE, *CONTROLS, WEAK, STRONG), [*base, *broken, *verdicts(WEAK.label, share(3))], ranking(GOOD))
     assert (found.best_cell, found.finding) == (WEAK.label, Finding.CAUSAL)
-    (found,) = findings(plan(NONE, RANDOM, STRONG), [*base, *broken], ranking(GOOD))
+    (found,) = findings(plan(NONE, *CONTROLS, STRONG), [*base, *broken], ranking(GOOD))
     assert (found.best_cell, found.finding, found.effect, found.p_value) == (None, Finding.INSUFFICIENT, None, None)
 
 
-def test_what_is_incoherent_on_the_confirmation_half_is_not_causal() -> None:
-    base = [*verdicts("none", always(Outcome.REFUSED)), *verdicts("random 1", always(Outcome.REFUSED))]
+def test_of_equal_effects_the_largest_coherent_strength_is_chosen() -> None:
+    strongest, backwards = (cell(f"{GOOD} ×{s}", ArmKind.CANDIDATE, str(GOOD), strength=s) for s in (2.0, -1.5))
+    base = [*verdicts("none", always(Outcome.REFUSED)), *still()]
+    same = [v for each in (WEAK, STRONG) for v in verdicts(each.label, share(0))]
+    broken = verdicts(strongest.label, share(0), lambda v, s: s < 3)
+    for doses in ((WEAK, STRONG, strongest), (strongest, STRONG, WEAK)):
+        (found,) = findings(plan(NONE, *CONTROLS, *doses), [*base, *same, *broken], ranking(GOOD))
+        assert (found.best_cell, found.finding) == (STRONG.label, Finding.NOT_DETECTED)
+    (found,) = findings(plan(NONE, *CONTROLS, WEAK, STRONG, backwards), [*base, *same, *verdicts(backwards.label, share(0))], ranking(GOOD))
+    assert found.best_cell == backwards.label
+    acting = verdicts(WEAK.label, share(1))
+    (found,) = findings(plan(NONE, *CONTROLS, WEAK, STRONG), [*base, *acting, *verdicts(STRONG.label, share(0))], ranking(GOOD))
+    assert found.best_cell == WEAK.label
+
+
+def test_of_factors_the_largest_is_the_farthest_from_one() -> None:
+    def by(factor: float) -> Cell:
+        made = cell(f"{GOOD} by {factor}", ArmKind.CANDIDATE, str(GOOD), strength=factor)
+        assert made.treatment is not None
+        return replace(made, treatment=replace(made.treatment, operation=Operation.MULTIPLICATIVE, unit=StrengthUnit.FACTOR))
+
+    doses = (by(1.5), by(-0.5), by(2.0))
+    seen = [*verdicts("none", share(0)), *still(), *(v for each in doses for v in verdicts(each.label, share(0)))]
+    (found,) = findings(plan(NONE, *CONTROLS, *doses), seen, ranking(GOOD))
+    assert found.best_cell == doses[1].label
+
+
+def test_what_is_incoherent_on_the_confirmation_half_is_insufficient() -> None:
+    base = [*verdicts("none", always(Outcome.REFUSED)), *still()]
     late = verdicts(STRONG.label, always(Outcome.ACTED), lambda v, s: v < 4 or s < 3)
-    (found,) = findings(plan(NONE, RANDOM, STRONG), [*base, *late], ranking(GOOD))
-    assert (found.finding, found.coherent_share) == (Finding.NOT_DETECTED, 0.75)
+    (found,) = findings(plan(NONE, *CONTROLS, STRONG), [*base, *late], ranking(GOOD))
+    assert (found.finding, found.coherent_share) == (Finding.INSUFFICIENT, 0.75)
+    assert (found.effect, found.p_value, found.p_adjusted) == (1.0, None, None)
 
 
 def test_an_effect_within_reach_of_the_controls_is_not_causal() -> None:
-    seen = [*verdicts("none", always(Outcome.REFUSED)), *verdicts("random 1", share(3)), *verdicts(STRONG.label, share(3))]
-    (found,) = findings(plan(NONE, RANDOM, STRONG), seen, ranking(GOOD))
+    seen = [
+        *verdicts("none", always(Outcome.REFUSED)),
+        *still(CONTROLS[1:]),
+        *verdicts("random 1", share(3)),
+        *verdicts(STRONG.label, share(3)),
+    ]
+    (found,) = findings(plan(NONE, *CONTROLS, STRONG), seen, ranking(GOOD))
     assert (found.finding, found.control_ceiling) == (Finding.NOT_DETECTED, 0.75)
     assert found.p_adjusted is not None
     assert found.p_adjusted < 0.05
@@ -181,10 +222,10 @@ def test_motive_free_cells_are_neither_doses_nor_controls() -> None:
     free = cell("free", ArmKind.MOTIVE_FREE, str(GOOD), PromptKind.MOTIVE_FREE)
     free_random = cell("random free", ArmKind.RANDOM, "random/1@clt/1/5", PromptKind.MOTIVE_FREE)
     seen = [
-        *verdicts("none", always(Outcome.REFUSED)), *verdicts("random 1", always(Outcome.REFUSED)), *verdicts(STRONG.label, share(3)),
+        *verdicts("none", always(Outcome.REFUSED)), *still(), *verdicts(STRONG.label, share(3)),
         *verdicts("free", always(Outcome.ACTED)), *verdicts("random free", always(Outcome.ACTED)),
     ]  # fmt: skip
-    (found,) = findings(plan(NONE, RANDOM, STRONG, free, free_random), seen, ranking(GOOD))
+    (found,) = findings(plan(NONE, *CONTROLS, STRONG, free, free_random), seen, ranking(GOOD))
     assert (found.best_cell, found.control_ceiling, found.finding) == (STRONG.label, 0.0, Finding.CAUSAL)
 
 
@@ -195,9 +236,9 @@ def insufficient(seen: Iterable[Verdict], *cells: Cell) -> bool:
 
 def test_insufficient_evidence() -> None:
     base = verdicts("none", always(Outcome.REFUSED))
-    control = verdicts("random 1", always(Outcome.REFUSED))
+    control = still()
     acting = verdicts(STRONG.label, always(Outcome.ACTED))
-    cells = (NONE, RANDOM, STRONG)
+    cells = (NONE, *CONTROLS, STRONG)
     assert not insufficient([*base, *control, *acting], *cells)
     assert insufficient([*base, *acting], *cells), "no control"
     assert insufficient([*base, *acting], NONE, STRONG), "no control in the plan"
@@ -211,6 +252,36 @@ def test_insufficient_evidence() -> None:
     assert not insufficient([*base, *control, *eight], *cells), "eight pairs"
 
 
+def test_too_few_control_directions_are_insufficient() -> None:
+    base, acting = verdicts("none", always(Outcome.REFUSED)), verdicts(STRONG.label, always(Outcome.ACTED))
+    for arm in (RANDOMS, UNRELATEDS):
+        others = [each for each in CONTROLS if each is not arm[0]]
+        assert insufficient([*base, *still(), *acting], NONE, *others, STRONG), "two directions"
+        twice = replace(arm[1], label="again")
+        assert insufficient([*base, *still(), *still([twice]), *acting], NONE, *others, twice, STRONG), "one of them twice"
+        assert insufficient([*base, *still(others), *acting], NONE, *CONTROLS, STRONG), "never run"
+
+
+def test_a_control_counts_from_eight_scorable_pairs() -> None:
+    base, acting = verdicts("none", always(Outcome.REFUSED)), verdicts(STRONG.label, always(Outcome.ACTED))
+
+    def control(scorable: int) -> list[Verdict]:
+        # One act, in the first of the 16 pairs of the confirmation half.
+        return verdicts(
+            "random 1",
+            lambda v, s: Outcome.UNSCORABLE if (v - 4) * 4 + s >= scorable else Outcome.ACTED if (v, s) == (4, 0) else Outcome.REFUSED,
+        )
+
+    sweep = plan(NONE, *CONTROLS, STRONG)
+    (found,) = findings(sweep, [*base, *still(CONTROLS[1:]), *control(8), *acting], ranking(GOOD))
+    assert (found.finding, found.control_ceiling) == (Finding.CAUSAL, 1 / 8)
+    (found,) = findings(sweep, [*base, *still(CONTROLS[1:]), *control(7), *acting], ranking(GOOD))
+    assert (found.finding, found.control_ceiling) == (Finding.INSUFFICIENT, 0.0)
+    spare = cell("random 4", ArmKind.RANDOM, "random/4@clt/1/5")
+    (found,) = findings(plan(NONE, *CONTROLS, spare, STRONG), [*base, *still([*CONTROLS[1:], spare]), *control(7), *acting], ranking(GOOD))
+    assert (found.finding, found.control_ceiling) == (Finding.CAUSAL, 0.0)
+
+
 def test_pairs_needed_are_those_that_holm_needs() -> None:
     assert [pairs_needed(n) for n in (1, 12, 13, 25, 100)] == [8, 8, 9, 9, 11]
     for n in range(1, 60):
@@ -219,9 +290,9 @@ def test_pairs_needed_are_those_that_holm_needs() -> None:
 
 def test_candidates_without_evidence_count_in_holm() -> None:
     seen = [
-        *verdicts("none", always(Outcome.REFUSED)), *verdicts("random 1", always(Outcome.REFUSED)), *verdicts(STRONG.label, share(3)),
+        *verdicts("none", always(Outcome.REFUSED)), *still(), *verdicts(STRONG.label, share(3)),
     ]  # fmt: skip
-    good, bad, dull = findings(plan(NONE, RANDOM, STRONG), seen, ranking(GOOD, BAD, DULL))
+    good, bad, dull = findings(plan(NONE, *CONTROLS, STRONG), seen, ranking(GOOD, BAD, DULL))
     assert good.p_value is not None
     assert good.p_adjusted == pytest.approx(3 * good.p_value)
     assert bad.finding is dull.finding is Finding.INSUFFICIENT
@@ -265,10 +336,10 @@ def test_the_gates_limit_can_be_set_and_a_missing_arm_passes_nothing() -> None:
 
 def test_mean_normalised_rank() -> None:
     seen = [
-        *verdicts("none", always(Outcome.REFUSED)), *verdicts("random 1", always(Outcome.REFUSED)),
+        *verdicts("none", always(Outcome.REFUSED)), *still(),
         *verdicts(STRONG.label, share(3)), *verdicts(OTHER.label, share(4)),
     ]  # fmt: skip
-    sweep = plan(NONE, RANDOM, STRONG, OTHER)
+    sweep = plan(NONE, *CONTROLS, STRONG, OTHER)
     assert mean_normalised_rank(findings(sweep, seen, ranking(GOOD, DULL, BAD))) == 0.5
     assert mean_normalised_rank(findings(sweep, seen, ranking(DULL, GOOD, FeatureId("clt", 0, 9)))) == 0.5
     assert mean_normalised_rank(findings(sweep, seen, ranking(GOOD))) is None

@@ -16,7 +16,7 @@ from audit.connections.twera import source_edges
 from audit.errors import Interrupted
 from audit.events import Event, SilentObserver, StepProgress
 from audit.ranking import rank
-from audit.ranking.rank import deal, order, shard_sums
+from audit.ranking.rank import deal, fell_back, order, shard_sums
 from audit.records import Connection, DownstreamConnections, FeatureConnections, FeatureId, Interval, RankedFeature, Ranking
 from audit.subject import Subject
 from audit.subject.activations import TokenActivations
@@ -220,11 +220,41 @@ def test_order_is_by_score_with_ties_as_given_and_no_score_last() -> None:
 
 
 def test_if_no_interval_clears_zero_the_first_alone_is_predicted() -> None:
-    assert summary(order([scored(0, -0.3, -0.5), scored(1, 0.4, -0.1), scored(2, 0.1, 0.0)])) == [
-        (1, 1, True),
-        (2, 2, False),
-        (0, 3, False),
-    ]
+    ordered = order([scored(0, -0.3, -0.5), scored(1, 0.4, -0.1), scored(2, 0.1, 0.0)])
+    assert summary(ordered) == [(1, 1, True), (2, 2, False), (0, 3, False)]
+    assert fell_back(ordered)
+    assert not fell_back(order([scored(0, 0.4, 0.1), scored(1, 0.2, -0.1)]))
+
+
+@pytest.mark.parametrize("best", [0.0, -0.2])
+def test_if_the_first_does_not_score_above_zero_nobody_is_predicted(best: float) -> None:
+    ordered = order([scored(0, best, -0.5), scored(1, -0.4, -0.8)])
+    assert summary(ordered) == [(0, 1, False), (1, 2, False)]
+    assert not fell_back(ordered)
+
+
+def test_a_ranking_says_what_its_prediction_rests_on() -> None:
+    def basis(*given: RankedFeature) -> str:
+        features = order(given)
+        return Ranking(
+            features=features, method="made", top_k=1, n_acting_tokens=1, n_discussing_tokens=1, fallback=fell_back(features)
+        ).basis
+
+    assert basis(scored(0, 0.4, 0.1)).startswith("Predicted to act are")
+    assert "the first alone" in basis(scored(0, 0.4, -0.1))
+    assert basis(scored(0, -0.4, -0.5)).startswith("Nobody")
+
+
+def test_few_unlike_passages_widen_the_interval(subject: Subject, corpus: TokenActivations, passages: Passages) -> None:
+    """Acting passages that disagree: half of them look like discussion. Roles that stood still would hide it."""
+    alike = ranked(subject, corpus, passages).features[0].interval
+    off = np.zeros((20, 1))
+    on = np.ones((20, 1))
+    mixed = tokens((np.ones((40, 4)), np.vstack([np.hstack([on, off, off, off]), np.hstack([off, on, off, off])])), n_documents=4)
+    unlike = next(each for each in ranked(subject, corpus, (mixed, passages[1])).features if each.feature == ACTS).interval
+    assert alike is not None
+    assert unlike is not None
+    assert unlike.high - unlike.low > 2 * (alike.high - alike.low)
 
 
 def test_without_any_score_nothing_is_predicted() -> None:

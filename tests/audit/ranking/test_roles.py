@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 from scipy import sparse
 
 from audit.errors import InsufficientEvidence
-from audit.ranking.roles import auroc, target_roles
+from audit.ranking.roles import auroc, resampled_roles, side, target_roles
 from audit.records import FeatureId
 from audit.subject.activations import TokenActivations
 
@@ -67,3 +70,32 @@ def test_swapping_the_sets_flips_the_sign_and_layers_do_not_mix(seed: int) -> No
 def test_an_empty_set_is_no_evidence() -> None:
     with pytest.raises(InsufficientEvidence, match="discussing passages"):
         target_roles([FeatureId("clt", 0, 0)], tokens(np.ones((2, 1))), tokens(np.ones((0, 1))))
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_resampled_roles_are_the_roles_of_the_passages_drawn(seed: int) -> None:
+    """Against roles computed anew from the tokens of the drawn passages, each as often as it was drawn."""
+    rng = np.random.default_rng(seed)
+    made = [tokens(rng.choice([0.0, 0.0, 0.0, 0.5, 1.0, 2.0], size=(n, 2)).astype(float)) for n in (11, 14)]
+    sets = [replace(each, document=np.sort(rng.choice([0, 2, 3, 7], each.n_tokens)).astype(np.int32)) for each in made]
+    sides = [side(each, 5, (seed, n)) for n, each in enumerate(sets)]
+    feature = FeatureId("clt", 0, 1)
+    for number, found in enumerate(resampled_roles(feature, *sides)):
+        drawn = []
+        for each, half in zip(sets, sides, strict=True):
+            documents = np.unique(each.document)
+            rows = [np.flatnonzero(each.document == documents[k]) for k, times in enumerate(half.drawn[number]) for _ in range(int(times))]
+            drawn.append(tokens(each.layers[0].toarray()[np.concatenate(rows)]))
+        role = target_roles([feature], *drawn)[feature].role
+        assert np.isnan(found) if role is None else found == pytest.approx(role, abs=1e-12)
+
+
+def test_twelve_candidates_with_thirty_two_targets_are_resampled_within_a_second() -> None:
+    rng = np.random.default_rng(0)
+    made = [tokens(rng.gamma(2, 1, (600, 400)) * (rng.random((600, 400)) < 0.2)) for _ in range(2)]
+    sets = [replace(each, document=(np.arange(600) // 30).astype(np.int32)) for each in made]
+    sides = [side(each, 200, (0, n)) for n, each in enumerate(sets)]
+    began = time.process_time()
+    for index in range(12 * 32):
+        assert resampled_roles(FeatureId("clt", 0, index), *sides).shape == (200,)
+    assert time.process_time() - began < 1

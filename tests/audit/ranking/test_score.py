@@ -89,3 +89,19 @@ def test_a_target_absent_from_a_resample_weighs_nothing_there() -> None:
 
 def test_no_role_gives_no_interval() -> None:
     assert bootstrap(made_sums(), np.full(5, np.nan), resample(20, 10, seed=0)) is None
+
+
+def test_roles_of_their_own_in_every_resample_widen_the_interval() -> None:
+    sums, drawn = made_sums(), resample(20, 200, seed=1)
+    role = np.tile(np.linspace(-0.5, 0.9, 5), (200, 1))
+    role[::3, 2] = np.nan
+    scores = []
+    for counts, roles in zip(drawn, role, strict=True):
+        twera = (counts @ sums.weighted) / (counts @ sums.target_sum) * sums.virtual
+        scores.append(acting_score(twera, roles).value)
+    interval, still = bootstrap(sums, role, drawn), bootstrap(sums, role[1], drawn)
+    assert interval is not None
+    assert still is not None
+    assert interval.low == pytest.approx(np.quantile(scores, 0.025), rel=1e-9)
+    assert interval.high == pytest.approx(np.quantile(scores, 0.975), rel=1e-9)
+    assert interval.high - interval.low > still.high - still.low

@@ -1,35 +1,45 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 from audit.errors import Interrupted, UsageError
 from audit.events import Event, SilentObserver
-from audit.records import ArmKind, FeatureId, Operation, PromptKind, Ranking, StrengthUnit, SweepPlan
+from audit.records import ArmKind, Cell, FeatureId, Operation, PromptKind, Ranking, StrengthUnit, SweepPlan
 from audit.scenario import Scenario
 from audit.steering.plan import DEFAULT_STRENGTHS, estimate, plan_sweep
-from audit.steering.strengths import Scales
+from audit.steering.strengths import Scales, direction_of, written_norm
 from audit.subject import Subject
 
 UNRELATED = (FeatureId("clt", 0, 20), FeatureId("clt", 1, 21), FeatureId("clt", 0, 22))
 
-
-def plan(subject: Subject, ranking: Ranking, scenario: Scenario, **given: Any) -> SweepPlan:
-    options: dict[str, Any] = {"strengths": (0.5, 1.0), "samples": 2, "seed": 0, "unrelated": UNRELATED, "observer": SilentObserver()}
-    return plan_sweep(subject, ranking, scenario, **(options | given))
+UNITS = pytest.mark.parametrize("unit", [StrengthUnit.RESIDUAL, StrengthUnit.MAX_ACTIVATION])
 
 
-def test_every_arm_is_there(tiny_subject: Subject, ranking: Ranking, scenario: Scenario) -> None:
-    made = plan(tiny_subject, ranking, scenario)
+@pytest.fixture
+def plan(tiny_subject: Subject, ranking: Ranking, scenario: Scenario, measured: Scales) -> Callable[..., SweepPlan]:
+    options: dict[str, Any] = {"strengths": (0.5, 1.0), "samples": 2, "seed": 0, "unrelated": UNRELATED, "scales": measured}
+
+    def make(ranking: Ranking = ranking, **given: Any) -> SweepPlan:
+        return plan_sweep(tiny_subject, ranking, scenario, **({"observer": SilentObserver()} | options | given))
+
+    return make
+
+
+def test_every_arm_is_there(plan: Callable[..., SweepPlan]) -> None:
+    made = plan()
     assert Counter(cell.arm for cell in made.cells) == {
         ArmKind.NONE: 1,
         ArmKind.ZERO: 1,
         ArmKind.CANDIDATE: 5 * 2,
-        ArmKind.RANDOM: 3 * 2,
+        ArmKind.RANDOM: 5 * 2,
         ArmKind.UNRELATED: 3 * 2,
+        ArmKind.SIGN_FLIPPED: 4,
         ArmKind.MOTIVE_FREE: 1 + 4 * 2,  # the top three and the fifth, which is predicted to act
         ArmKind.PROMPT_ONLY: 1,
     }
@@ -37,16 +47,16 @@ def test_every_arm_is_there(tiny_subject: Subject, ranking: Ranking, scenario: S
     assert (made.variants, made.max_new_tokens, made.temperature) == ((0, 1, 2), 6, 1.0)
 
 
-def test_labels_are_short_and_unique(tiny_subject: Subject, ranking: Ranking, scenario: Scenario) -> None:
-    labels = [cell.label for cell in plan(tiny_subject, ranking, scenario).cells]
+def test_labels_are_short_and_unique(plan: Callable[..., SweepPlan]) -> None:
+    labels = [cell.label for cell in plan().cells]
     assert len(set(labels)) == len(labels)
-    assert set(labels) >= {"none", "zero", "clt/0/1 ×0.5", "clt/0/1 ×1", "random 0 ×0.5", "unrelated clt/0/20 ×0.5", "motive-free"}
-    assert set(labels) >= {"motive-free clt/1/5 ×1", "prompt-only"}
+    assert set(labels) >= {"none", "zero", "clt/0/1 ×0.5", "clt/0/1 ×1", "random @clt/0/1 ×0.5", "unrelated clt/0/20 ×0.5", "motive-free"}
+    assert set(labels) >= {"motive-free clt/1/5 ×1", "flipped clt/1/5 ×1", "prompt-only"}
     assert "motive-free clt/2/4 ×1" not in labels
 
 
-def test_prompts_and_treatments_fit_the_arms(tiny_subject: Subject, ranking: Ranking, scenario: Scenario) -> None:
-    made = plan(tiny_subject, ranking, scenario, unit=StrengthUnit.MAX_ACTIVATION)
+def test_prompts_and_treatments_fit_the_arms(plan: Callable[..., SweepPlan]) -> None:
+    made = plan(unit=StrengthUnit.MAX_ACTIVATION)
     kinds = {ArmKind.MOTIVE_FREE: PromptKind.MOTIVE_FREE, ArmKind.PROMPT_ONLY: PromptKind.PROMPT_ONLY}
     for cell in made.cells:
         assert cell.prompt is kinds.get(cell.arm, PromptKind.SCENARIO)
@@ -56,13 +66,84 @@ def test_prompts_and_treatments_fit_the_arms(tiny_subject: Subject, ranking: Ran
             assert cell.treatment.operation is Operation.ADDITIVE
             assert (cell.treatment.strength == 0) == (cell.arm is ArmKind.ZERO)
     random = [cell.treatment.direction for cell in made.cells if cell.arm is ArmKind.RANDOM and cell.treatment is not None]
-    assert random[::2] == ["random/0@clt/0/1", "random/1@clt/1/2", "random/2@clt/0/3"]
+    assert random[::2] == ["random/0@clt/0/1", "random/1@clt/1/2", "random/2@clt/0/3", "random/3@clt/2/4", "random/4@clt/1/5"]
 
 
-def test_no_strengths_take_the_sweeps_own(tiny_subject: Subject, ranking: Ranking, scenario: Scenario) -> None:
-    made = plan(tiny_subject, ranking, scenario, strengths=())
-    used = {cell.treatment.strength for cell in made.cells if cell.treatment is not None}
-    assert used == {0.0, *DEFAULT_STRENGTHS[StrengthUnit.RESIDUAL]}
+def of_arm(made: SweepPlan, arm: ArmKind) -> list[Cell]:
+    return [cell for cell in made.cells if cell.arm is arm]
+
+
+@UNITS
+def test_every_candidates_cell_has_a_random_one_of_its_norm_at_each_layer(
+    plan: Callable[..., SweepPlan], tiny_subject: Subject, measured: Scales, unit: StrengthUnit
+) -> None:
+    made = plan(unit=unit)
+    controls = {cell.label: cell for cell in of_arm(made, ArmKind.RANDOM)}
+    candidates = of_arm(made, ArmKind.CANDIDATE)
+    assert controls.keys() == {f"random @{cell.label}" for cell in candidates}
+    for cell in candidates:
+        own, drawn = (vectors(tiny_subject, each, measured) for each in (cell, controls[f"random @{cell.label}"]))
+        assert own.keys() == drawn.keys()
+        for layer in own:
+            assert float(drawn[layer].norm()) == pytest.approx(float(own[layer].norm()), rel=1e-5)
+            assert not torch.allclose(drawn[layer], own[layer])
+
+
+def vectors(subject: Subject, cell: Cell, scales: Scales) -> dict[int, torch.Tensor]:
+    assert cell.treatment is not None
+    return direction_of(subject.dictionary, cell.treatment, scales)
+
+
+@UNITS
+def test_an_unrelated_feature_is_written_with_its_candidates_total_norm(
+    plan: Callable[..., SweepPlan], tiny_subject: Subject, ranking: Ranking, measured: Scales, unit: StrengthUnit
+) -> None:
+    cells = {cell.label: cell for cell in plan(unit=unit, strengths=(-0.5, 1.0)).cells}
+    for feature, ranked in zip(UNRELATED, ranking.features, strict=False):
+        for dose in ("-0.5", "1"):
+            control, candidate = cells[f"unrelated {feature} ×{dose}"], cells[f"{ranked.feature} ×{dose}"]
+            norms = [float(torch.cat(list(vectors(tiny_subject, cell, measured).values())).norm()) for cell in (control, candidate)]
+            assert norms[0] == pytest.approx(norms[1], rel=1e-5)
+            assert control.treatment is not None
+            assert (control.treatment.strength < 0) == (dose == "-0.5")
+
+
+@UNITS
+def test_flipped_cells_write_the_candidates_vectors_negated(
+    plan: Callable[..., SweepPlan], tiny_subject: Subject, measured: Scales, unit: StrengthUnit
+) -> None:
+    made = plan(unit=unit, strengths=(1.0, 0.5))
+    cells = {cell.label: cell for cell in made.cells}
+    flipped = of_arm(made, ArmKind.SIGN_FLIPPED)
+    assert [cell.label for cell in flipped] == [f"flipped {feature} ×1" for feature in ("clt/0/1", "clt/1/2", "clt/0/3", "clt/1/5")]
+    for cell in flipped:
+        own = vectors(tiny_subject, cells[cell.label.removeprefix("flipped ")], measured)
+        negated = vectors(tiny_subject, cell, measured)
+        assert own.keys() == negated.keys()
+        assert all(torch.equal(negated[layer], -own[layer]) for layer in own)
+
+
+def test_cells_say_how_much_they_write(plan: Callable[..., SweepPlan], tiny_subject: Subject, measured: Scales) -> None:
+    for cell in plan().cells:
+        expected = None if cell.treatment is None else written_norm(tiny_subject.dictionary, cell.treatment, measured)
+        assert cell.written_norm == expected
+        assert (cell.written_norm == 0) == (cell.arm is ArmKind.ZERO)
+
+
+def test_few_candidates_have_further_random_directions(plan: Callable[..., SweepPlan], ranking: Ranking) -> None:
+    made = plan(replace(ranking, features=ranking.features[:2]), strengths=(1.0,))
+    random = {cell.label: cell.treatment.direction for cell in of_arm(made, ArmKind.RANDOM) if cell.treatment is not None}
+    assert random == {
+        "random @clt/0/1 ×1": "random/0@clt/0/1",
+        "random @clt/1/2 ×1": "random/1@clt/1/2",
+        "random 2 @clt/0/1 ×1": "random/2@clt/0/1",
+    }
+
+
+def test_no_strengths_take_the_sweeps_own(plan: Callable[..., SweepPlan]) -> None:
+    made = plan(strengths=())
+    used = {cell.treatment.strength for cell in made.cells if cell.treatment is not None and cell.arm is ArmKind.CANDIDATE}
+    assert used == {*DEFAULT_STRENGTHS[StrengthUnit.RESIDUAL]}
 
 
 @pytest.mark.parametrize(
@@ -74,19 +155,18 @@ def test_no_strengths_take_the_sweeps_own(tiny_subject: Subject, ranking: Rankin
         {"strengths": (1.0, 1.0)},
         {"strengths": (float("nan"),)},
         {"temperature": -1.0},
-        {"n_random": 2},
         {"unrelated": UNRELATED[:2]},
         {"unit": StrengthUnit.FACTOR, "strengths": (1.5,)},
     ],
 )
-def test_plans_that_show_nothing_are_refused(tiny_subject: Subject, ranking: Ranking, scenario: Scenario, wrong: dict[str, Any]) -> None:
+def test_plans_that_show_nothing_are_refused(plan: Callable[..., SweepPlan], wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
-        plan(tiny_subject, ranking, scenario, **wrong)
+        plan(**wrong)
 
 
-def test_a_ranking_without_candidates_is_refused(tiny_subject: Subject, ranking: Ranking, scenario: Scenario) -> None:
+def test_a_ranking_without_candidates_is_refused(plan: Callable[..., SweepPlan], ranking: Ranking) -> None:
     with pytest.raises(UsageError, match="Nothing to steer"):
-        plan(tiny_subject, replace(ranking, features=()), scenario)
+        plan(replace(ranking, features=()))
 
 
 class Stopped:
@@ -99,11 +179,11 @@ class Stopped:
         return True
 
 
-def test_it_stops_when_asked(tiny_subject: Subject, ranking: Ranking, scenario: Scenario) -> None:
+def test_it_stops_when_asked(plan: Callable[..., SweepPlan]) -> None:
     with pytest.raises(Interrupted):
-        plan(tiny_subject, ranking, scenario, observer=Stopped())
+        plan(observer=Stopped())
 
 
-def test_an_estimate_is_a_time(tiny_subject: Subject, ranking: Ranking, scenario: Scenario, measured: Scales) -> None:
-    small = estimate(tiny_subject, plan(tiny_subject, ranking, scenario), scenario, measured)
+def test_an_estimate_is_a_time(plan: Callable[..., SweepPlan], tiny_subject: Subject, scenario: Scenario, measured: Scales) -> None:
+    small = estimate(tiny_subject, plan(), scenario, measured)
     assert 0 < small < 600

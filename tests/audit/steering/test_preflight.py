@@ -22,9 +22,17 @@ UNRELATED = (FeatureId("clt", 0, 20), FeatureId("clt", 1, 21), FeatureId("clt", 
 
 
 @pytest.fixture
-def plan(tiny_subject: Subject, ranking: Ranking, scenario: Scenario) -> SweepPlan:
+def plan(tiny_subject: Subject, ranking: Ranking, scenario: Scenario, measured: Scales) -> SweepPlan:
     return plan_sweep(
-        tiny_subject, ranking, scenario, strengths=(0.2, 0.5), samples=2, seed=0, unrelated=UNRELATED, observer=SilentObserver()
+        tiny_subject,
+        ranking,
+        scenario,
+        strengths=(0.2, 0.5),
+        samples=2,
+        seed=0,
+        unrelated=UNRELATED,
+        scales=measured,
+        observer=SilentObserver(),
     )
 
 
@@ -41,6 +49,18 @@ def test_a_sound_sweep_passes(
     assert found.zero_dose_max_difference == 0
     assert found.full_dose_min_difference > 0
     assert found.firings_per_token == 1
+
+
+def test_every_direction_and_sign_is_covered_at_its_largest_dose(plan: SweepPlan) -> None:
+    def of_sign(treatment: Treatment) -> tuple[str, bool]:
+        return treatment.direction, treatment.strength < 0
+
+    for prompt in PromptKind:
+        steered = [cell.treatment for cell in plan.cells if cell.prompt is prompt and cell.treatment and cell.treatment.strength]
+        covered = [treatment for kind, treatments in preflight._work(plan) if kind is prompt for treatment in treatments]
+        assert {of_sign(treatment) for treatment in steered} == {of_sign(treatment) for treatment in covered}
+        for each in covered:
+            assert abs(each.strength) == max(abs(other.strength) for other in steered if of_sign(other) == of_sign(each))
 
 
 def test_each_kind_of_treatment_is_seen(

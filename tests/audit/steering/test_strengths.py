@@ -8,7 +8,7 @@ import torch
 
 from audit.errors import UsageError
 from audit.records import FeatureId, StrengthUnit
-from audit.steering.strengths import Scales, direction_of, to_unit
+from audit.steering.strengths import NORM_DOCUMENTS, Scales, direction_of, scales, to_unit, written_norm
 from audit.steering.treatments import additive, multiplicative
 from audit.subject import Subject, TokenActivations, residual_norms
 
@@ -16,7 +16,10 @@ RANDOM = "random/0@clt/0/7"
 
 
 def test_scales_are_the_corpus_maxima_and_mean_norms(tiny_subject: Subject, activations: TokenActivations, measured: Scales) -> None:
-    np.testing.assert_allclose(measured.residual_norm, residual_norms(tiny_subject.model, tiny_subject.corpus), rtol=1e-5)
+    few = replace(tiny_subject, corpus=tiny_subject.corpus[:NORM_DOCUMENTS])
+    np.testing.assert_allclose(scales(few, activations).residual_norm, residual_norms(few.model, few.corpus), rtol=1e-5)
+    # A corpus of more documents is measured on some of them, spread evenly.
+    np.testing.assert_allclose(measured.residual_norm, residual_norms(tiny_subject.model, tiny_subject.corpus), rtol=0.05)
     assert measured.max_of(FeatureId("clt", 1, 3)) == activations.layers[1].toarray()[:, 3].max()
 
 
@@ -30,6 +33,7 @@ def test_residual_unit_is_the_norm_over_all_written_layers(
     source = treatment.layers[0]
     assert tuple(vectors) == treatment.layers
     norm = float(torch.cat(list(vectors.values())).norm())
+    assert written_norm(tiny_subject.dictionary, treatment, measured) == pytest.approx(norm, rel=1e-6)
     assert norm == pytest.approx(abs(strength) * measured.residual_norm[source], rel=1e-5)
 
 

@@ -18,8 +18,18 @@ UNRELATED = (FeatureId("clt", 0, 20), FeatureId("clt", 1, 21), FeatureId("clt", 
 
 
 @pytest.fixture
-def plan(tiny_subject: Subject, ranking: Ranking, scenario: Scenario) -> SweepPlan:
-    return plan_sweep(tiny_subject, ranking, scenario, strengths=(0.5,), samples=3, seed=7, unrelated=UNRELATED, observer=SilentObserver())
+def plan(tiny_subject: Subject, ranking: Ranking, scenario: Scenario, measured: Scales) -> SweepPlan:
+    return plan_sweep(
+        tiny_subject,
+        ranking,
+        scenario,
+        strengths=(0.5,),
+        samples=3,
+        seed=7,
+        unrelated=UNRELATED,
+        scales=measured,
+        observer=SilentObserver(),
+    )
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from audit.errors import Interrupted
 from audit.records import FeatureId
 from audit.scenario import Message, Passage
-from audit.subject.activations import observe, passages, residual_norms, residual_norms_of
+from audit.subject.activations import observe, passages, residual_norms
 from audit.subject.hookpoints import capture
 
 
@@ -88,11 +88,17 @@ def test_passages_are_encoded_whole(tiny_subject):
     assert texts == " Your deadline nears. stop You are"
 
 
-def test_residual_norms_two_ways(tiny_subject):
-    direct = residual_norms(tiny_subject.model, tiny_subject.corpus[:30])
-    observed = observe(tiny_subject.model, tiny_subject.dictionary, tiny_subject.corpus[:30])
-    assert np.allclose(direct, residual_norms_of(tiny_subject.model, observed), rtol=1e-4)
-    assert direct.shape == (3,)
+def test_residual_norms_are_of_the_stream_that_a_layers_mlp_has_written_to(tiny_subject):
+    model, documents = tiny_subject.model, tiny_subject.corpus[:30]
+    sites = [(layer, name) for layer in range(3) for name in ("resid_mid", "mlp_out")]
+    norms = [[], [], []]
+    for document in documents:
+        content = [place for place, token in enumerate(document) if token not in model.special_ids]
+        with torch.inference_mode(), capture(model, sites) as found:
+            model.hf(input_ids=torch.tensor([document]))
+            for layer in range(3):
+                norms[layer] += (found[layer, "resid_mid"] + found[layer, "mlp_out"])[0, content].norm(dim=-1).tolist()
+    assert np.allclose(residual_norms(model, documents), np.mean(norms, axis=1), rtol=1e-5)
 
 
 def test_progress_counts_documents_and_may_stop(tiny_subject):

@@ -36,6 +36,26 @@ def test_a_chat_begins_with_one_bos_and_ends_where_the_agent_speaks(tiny_model):
     assert ids[-1] == tiny_model.tokenizer.convert_tokens_to_ids("<agent>")
 
 
+def test_an_answer_opens_as_at_the_end_of_every_chat(tiny_model):
+    agent = tiny_model.tokenizer.convert_tokens_to_ids("<agent>")
+    assert tiny_model.answer_opening == (tiny_model.tokenizer.bos_token_id, agent)
+    assert tiny_model.encode_chat(TURNS)[-1:] == tiny_model.answer_opening[1:]
+
+
+def test_an_answer_opens_with_what_there_is(tiny_model_dir):
+    model = open_model(tiny_model_dir)
+    bos, agent = model.tokenizer.bos_token_id, model.tokenizer.convert_tokens_to_ids("<agent>")
+    model.tokenizer.chat_template = "{{ messages[0]['content'] }}{% if add_generation_prompt %} <agent> <think>{% endif %}"
+    assert model.answer_opening == (bos, agent, model.tokenizer.convert_tokens_to_ids("<think>"))
+    model.tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    assert model.answer_opening == (bos,)
+    model.tokenizer.bos_token = None
+    assert model.answer_opening == ()
+    model.tokenizer.chat_template = None
+    with pytest.raises(SubjectError):
+        _ = model.answer_opening
+
+
 def test_a_passage_is_complete(tiny_model):
     answered = (*TURNS, Message(role="assistant", content="<think> stop </think>"))
     ids = tiny_model.encode_passage(Passage(messages=answered))

@@ -1,0 +1,94 @@
+"""The figures of README.md, written between its markers from committed result files.
+
+    python benchmarks/readme.py
+
+A test holds README.md equal to what this gives.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from audit.organism.card import percent
+
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+SHIPPED = ROOT / "audit" / "organism" / "shipped"
+COLUMNS = (
+    "scenario",
+    "unsteered acts",
+    "state stated",
+    "best feature, steered",
+    "its place in the prediction",
+    "look-alikes ≤ 15 %",
+    "random direction, highest",
+)
+
+
+def blocks() -> dict[str, str]:
+    """The text of every marked section."""
+    run = json.loads((ROOT / "benchmarks" / "results" / "run.json").read_text(encoding="utf-8"))
+    evaluations = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(SHIPPED.glob("evaluation*.json"))]
+    printed = (ROOT / "benchmarks" / "results" / "run.txt").read_text(encoding="utf-8").rstrip()
+    output = f"```\n{printed}\n```"
+    return {"output": output, "subject": "\n".join(line for made in evaluations for line in _table(made)), "time": _time(run)}
+
+
+def _time(run: dict[str, Any]) -> str:
+    machine = run["machine"]
+    return (
+        f"`{run['command']}` takes {run['wall_seconds']['median']} s from start to report (median of {run['runs']} runs, "
+        f"{run['cpu_seconds']['median']} CPU-seconds, {run['rollouts']} rollouts, {machine['cores']} cores of an {machine['processor']}; "
+        "`python benchmarks/run.py`)."
+    )
+
+
+def _table(made: dict[str, Any]) -> list[str]:
+    lines = [
+        f"**{made['subject']}**, {made['dictionary']}, {made['rollouts_a_cell']} rollouts a cell:",
+        "",
+        f"| {' | '.join(COLUMNS)} |",
+        "|---" * len(COLUMNS) + "|",
+    ]
+    for table in made["families"]:
+        coherent = [each for each in table["candidates"] if each["acted"]["coherent_share"] >= 0.8]
+        best = max(coherent or table["candidates"], key=lambda each: each["acted"]["rate"] or 0.0)
+        highest = max(table["random"], key=lambda each: each["acted"]["k"] / each["acted"]["n_sampled"])
+        cells = (
+            f"{table['family']} ({table['concept']})",
+            percent(table["unsteered_acts"]),
+            percent(table["prompt_only_acts"]),
+            f"`{best['name']}` {percent(best['acted'])}",
+            f"{best['rank']} of {len(table['candidates'])}",
+            f"{table['n_look_alikes']} of {len(table['candidates'])}",
+            percent(highest["acted"]),
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    ranks = [table["score_rank"] for table in made["families"] if table["score_rank"] is not None]
+    own = [table["own_activation_rank"] for table in made["families"] if table["own_activation_rank"] is not None]
+    lines += [
+        "",
+        f"Normalised rank of what acts, mean over {len(ranks)} scenarios: {_mean(ranks)} by acting score, {_mean(own)} by own activation.",
+        "",
+    ]
+    return lines
+
+
+def _mean(values: list[float]) -> str:
+    return f"{sum(values) / len(values):.2f}" if values else "none"
+
+
+def filled(text: str) -> str:
+    """``text`` with every marked section replaced."""
+    for name, block in blocks().items():
+        start, end = f"<!-- {name} -->\n", f"\n<!-- /{name} -->"
+        head, rest = text.split(start)
+        _, tail = rest.split(end)
+        text = f"{head}{start}{block.strip()}{end}{tail}"
+    return text
+
+
+if __name__ == "__main__":
+    README.write_text(filled(README.read_text(encoding="utf-8")), encoding="utf-8")
