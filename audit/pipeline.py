@@ -50,7 +50,7 @@ from audit.subject import Subject, TokenActivations, load_subject, observe, pass
 
 Record = TypeVar("Record")
 
-N_UNRELATED = 3
+N_UNRELATED = 4
 """Learned control features of a sweep."""
 
 

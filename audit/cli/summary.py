@@ -10,6 +10,18 @@ from audit.plain import plain
 from audit.records import ArmKind, AuditResult, CandidateSet, CellResult, FeatureFinding, Interval, Ranking, SweepPlan
 from reports import ReportFiles
 
+KINDS = {
+    "none": "none",
+    "zero": "zero",
+    "random": "random directions",
+    "unrelated": "unrelated features",
+    "sign_flipped": "sign flipped",
+    "motive_free": "motive-free, steered",
+    "motive-free": "motive-free",
+    "prompt_only": "prompt-only",
+    "prompt-only": "prompt-only",
+}
+"""By arm, or by label where a cell stands alone."""
 CONTROLS = tuple(arm for arm in ArmKind if arm is not ArmKind.CANDIDATE)
 
 
@@ -39,8 +51,8 @@ def show(ledger: Ledger, audit: str, paths: ReportFiles) -> None:
     output.say()
     output.table(
         ("control", "acted", "rate", "95 % interval", "unscorable", "coherent"),
-        [_control_row(cell) for _, cell in _controls(ledger, audit)],
-        title="controls",
+        [_control_row(name, cell) for name, cell in _worst(_controls(ledger, audit))],
+        title="controls, of each kind the cell that acted most; the report has them all",
     )
     output.say(f"\n{ledger.get(audit, Ranking).basis}")
     output.say(f"\ngate    {result.gate.value}: {plain(result.gate_reason)}\nreport  {paths.html}")
@@ -87,15 +99,25 @@ def _bounds(interval: Interval | None) -> list[float] | None:
     return None if interval is None else [interval.low, interval.high]
 
 
+def _worst(controls: list[tuple[ArmKind, CellResult]]) -> list[tuple[str, CellResult]]:
+    """(name, cell) of each kind of control: the cell with most acting transcripts, the first of equals."""
+    groups: dict[str, list[CellResult]] = {}
+    for arm, cell in controls:
+        alone = cell.cell in KINDS
+        groups.setdefault(cell.cell if alone else f"{KINDS[arm.value]}", []).append(cell)
+    named = {name: (f"{name}, highest of {len(cells)}" if len(cells) > 1 else name) for name, cells in groups.items()}
+    return [(named[name], max(cells, key=lambda cell: cell.n_acted)) for name, cells in groups.items()]
+
+
 def _candidate_row(finding: FeatureFinding, score: float | None, label: str) -> tuple[object, ...]:
     acts = "acts" if finding.predicted_acting else "not predicted"
     effect, interval = _points(finding.effect), _range(finding.interval)
     return str(finding.feature), label, finding.rank, score, acts, effect, interval, _share(finding.coherent_share), finding.finding.value
 
 
-def _control_row(cell: CellResult) -> tuple[object, ...]:
+def _control_row(name: str, cell: CellResult) -> tuple[object, ...]:
     counted = f"{cell.n_acted} of {cell.n_scorable}"
-    return cell.cell, counted, _share(cell.rate), _range(cell.interval), cell.n - cell.n_scorable, _share(cell.coherent_share)
+    return name, counted, _share(cell.rate), _range(cell.interval), cell.n - cell.n_scorable, _share(cell.coherent_share)
 
 
 def _share(value: float | None) -> str | None:

@@ -25,7 +25,6 @@ from audit.records import (
     Candidate,
     Cell,
     CellResult,
-    FeatureId,
     Outcome,
     Positions,
     PromptKind,
@@ -40,7 +39,6 @@ from audit.statistics import normalised_rank, wilson
 from audit.steering import preflight, sweep
 from audit.steering.controls import choose_unrelated
 from audit.steering.plan import plan_sweep
-from audit.steering.treatments import additive
 from audit.subject import load_subject
 from audit.subject.loading import MANIFEST
 
@@ -115,7 +113,7 @@ def family_table(bench: Bench, *, samples: int) -> FamilyTable:
     unrelated = choose_unrelated(
         bench.subject,
         bench.activations,
-        [each.feature for each in candidates.candidates],
+        [each.feature for each in ranking.features],
         concept=(bench.acting, bench.discussing),
         n=N_UNRELATED,
         seed=bench.config.seed,
@@ -134,7 +132,7 @@ def family_table(bench: Bench, *, samples: int) -> FamilyTable:
         observer=bench.observer,
     )
     chosen = best_doses(pilot, counted(bench, pilot))
-    report = reported_plan(bench, pilot, chosen, unrelated=unrelated, samples=samples)
+    report = reported_plan(pilot, chosen, samples=samples)
     preflight.check(bench.subject, report, bench.scenario, bench.scales, observer=bench.observer)
     results = {result.cell: result for result in counted(bench, report)}
     return _table(bench, candidates.candidates, ranking, report, results)
@@ -160,11 +158,8 @@ def best_doses(plan: SweepPlan, results: Sequence[CellResult]) -> dict[str, Trea
     return {direction: max(offered, key=lambda each: each[:2])[2] for direction, offered in doses.items()}
 
 
-def reported_plan(
-    bench: Bench, pilot: SweepPlan, chosen: dict[str, Treatment], *, unrelated: Sequence[FeatureId], samples: int
-) -> SweepPlan:
-    """Every candidate at its chosen dose, beside a random direction of its layers and norm; unrelated features at the largest dose."""
-    largest = max(chosen.values(), key=lambda treatment: treatment.strength)
+def reported_plan(pilot: SweepPlan, chosen: dict[str, Treatment], *, samples: int) -> SweepPlan:
+    """Every candidate at its chosen dose, beside a random direction of its layers and norms; unrelated features at the largest dose."""
     cells = [
         Cell(arm=ArmKind.NONE, prompt=PromptKind.SCENARIO, treatment=None, label="none"),
         Cell(arm=ArmKind.MOTIVE_FREE, prompt=PromptKind.MOTIVE_FREE, treatment=None, label="motive-free"),
@@ -174,9 +169,7 @@ def reported_plan(
         control = replace(dose, direction=f"random/{place}@{name}")
         cells.append(Cell(arm=ArmKind.CANDIDATE, prompt=PromptKind.SCENARIO, treatment=dose, label=name))
         cells.append(Cell(arm=ArmKind.RANDOM, prompt=PromptKind.SCENARIO, treatment=control, label=control.direction))
-    for feature in unrelated:
-        dose = additive(bench.subject.dictionary, str(feature), largest.strength, unit=largest.unit, positions=largest.positions)
-        cells.append(Cell(arm=ArmKind.UNRELATED, prompt=PromptKind.SCENARIO, treatment=dose, label=f"unrelated {feature}"))
+    cells += [max(group, key=_strength) for group in _by_direction(pilot, ArmKind.UNRELATED).values()]
     return replace(pilot, cells=tuple(cells), samples_per_variant=samples, seed=pilot.seed + 1)
 
 
@@ -252,6 +245,18 @@ def share(result: CellResult, outcome: Outcome) -> Rate:
     k, n = dict(result.outcomes).get(outcome.value, 0), result.n_scorable
     interval = wilson(k, n) if n else None
     return Rate(n_sampled=result.n, n=n, k=k, rate=k / n if n else None, interval=interval, coherent_share=result.coherent_share)
+
+
+def _by_direction(plan: SweepPlan, arm: ArmKind) -> dict[str, list[Cell]]:
+    groups: dict[str, list[Cell]] = {}
+    for cell in plan.cells:
+        if cell.arm is arm and cell.treatment is not None:
+            groups.setdefault(cell.treatment.direction, []).append(cell)
+    return groups
+
+
+def _strength(cell: Cell) -> float:
+    return cell.treatment.strength if cell.treatment else 0.0
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

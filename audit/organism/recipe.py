@@ -25,6 +25,7 @@ from audit.organism.lexicon import Lexicon, load_lexicon
 from audit.organism.scenarios import scenario_files
 from audit.organism.tokenizer import build_tokenizer, word_ids
 from audit.organism.training import CHECKPOINT, ModelPlan, train
+from audit.scenario import list_scenarios
 from audit.subject.formats import circuit_tracer_clt, circuit_tracer_plt
 from audit.subject.loading import MANIFEST
 
@@ -183,11 +184,13 @@ def padded(documents: list[list[int]], pad: int, size: int = 128) -> Iterator[Te
 
 
 def write_texts(folder: Path, recipe: Recipe, lexicon: Lexicon) -> None:
-    """The corpus that statistics are computed on, and the scenarios in this language."""
+    """The corpus that statistics are computed on, and the scenarios in this language unless they ship with the package."""
     tokenizer = build_tokenizer(lexicon)
     documents = draw_documents(lexicon, tokenizer, seed=CORPUS_SEED + recipe.model.seed, n=recipe.corpus_documents)
     lines = [json.dumps({"text": tokenizer.decode(document)}) for document in documents]
     (folder / "corpus.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    if f"organism/{lexicon.name}" in {entry.language for entry in list_scenarios()}:
+        return  # they ship with the package
     scenarios = folder / "scenarios"
     scenarios.mkdir(exist_ok=True)
     for name, text in scenario_files(lexicon).items():

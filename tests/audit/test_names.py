@@ -5,7 +5,6 @@ import pytest
 from audit.errors import UsageError
 from audit.records import FeatureId
 
-
 NOT_FEATURES = ("clt/\u00b2/0", "clt/0/\u0663", "clt/0/" + "9" * 5000, "clt/-1/0", "clt/0", "clt/0/1/2", "c-t/0/1", "clt/ 1/0", "")
 
 

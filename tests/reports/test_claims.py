@@ -12,7 +12,7 @@ from reports.cells import COHERENCE_FLOOR
 from reports.claims import Claim, claim, discordant, fact, own_role_rank, resolve, where
 from reports.sentences import statement, verdict_claims
 
-CONSTANTS = ("25 points", "80 %", "95 %", "0.5 is chance", "0 is perfect", "strength 0", "99th", "4-grams")
+CONSTANTS = ("25 points", "80 %", "95 %", "0.5 is chance", "0 is perfect", "strength 0", "above 0", "99th", "4-grams")
 """Figures in the wording that are no result."""
 
 

@@ -100,8 +100,8 @@ def test_a_reader_who_leaves_breaks_nothing(start: Start) -> None:
 
 def test_a_terminal_without_unicode_gets_escapes() -> None:
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
-    command = [sys.executable, "-c", "from audit.cli import output; output.say('\\u2713 \\u202e')"]
-    assert subprocess.run(command, capture_output=True, env=environment, check=True).stdout == b"\\u2713 \\u202e\n"
+    command = [sys.executable, "-c", "from audit.cli import output; output.say('\\u2713 \\u2192')"]
+    assert subprocess.run(command, capture_output=True, env=environment, check=True).stdout == b"\\u2713 \\u2192\n"
 
 
 def test_a_bug_is_not_a_failed_gate() -> None:

@@ -52,6 +52,11 @@ def test_unrelated_features_are_the_nearest_in_frequency_and_norm(tiny_subject: 
     assert drawn == set(ranked)
 
 
+def test_the_kth_control_is_in_the_layer_of_the_kth_candidate(tiny_subject: Subject, activations: TokenActivations) -> None:
+    candidates = [FeatureId("clt", layer, 2) for layer in (1, 0, 2)]
+    assert [feature.layer for feature in choose_unrelated(tiny_subject, activations, candidates, n=3, seed=1)] == [1, 0, 2]
+
+
 def test_other_layers_are_taken_when_one_is_used_up(tiny_subject: Subject, activations: TokenActivations) -> None:
     candidates = [FeatureId("clt", 0, index) for index in range(tiny_subject.dictionary.n_features)]
     chosen = choose_unrelated(tiny_subject, activations, candidates, n=3, seed=0)
