@@ -1,13 +1,13 @@
 """Every problem that Ulterior expects, as one tree; each says what happened, why, and what to do instead.
 
-    AuditError                     3  run error
-    ├── UsageError                 2  the call or a file named in it is wrong
-    │   └── ScenarioError          2  a scenario file is wrong, or does not fit the subject
-    ├── SubjectError               3  a model or dictionary cannot be used
-    ├── LedgerError                3  the ledger cannot be written or read
-    ├── PreflightError             3  steering would not do what it says
-    ├── InsufficientEvidence       4  there is not enough to say anything
-    └── Interrupted              130  stopped by the user; resumable
+AuditError                     3  run error
+├── UsageError                 2  the call or a file named in it is wrong
+│   └── ScenarioError          2  a scenario file is wrong, or does not fit the subject
+├── SubjectError               3  a model or dictionary cannot be used
+├── LedgerError                3  the ledger cannot be written or read
+├── PreflightError             3  steering would not do what it says
+├── InsufficientEvidence       4  there is not enough to say anything
+└── Interrupted              130  stopped by the user; resumable
 """
 
 from __future__ import annotations

@@ -52,9 +52,7 @@ def top_examples(subject: Subject, activations: TokenActivations, feature: Featu
     return tuple(_example(subject, activations, feature, int(row)) for row in top_rows(activations, feature, n))
 
 
-def quantile_examples(
-    subject: Subject, activations: TokenActivations, feature: FeatureId, avoid: Sequence[int]
-) -> tuple[Example, ...]:
+def quantile_examples(subject: Subject, activations: TokenActivations, feature: FeatureId, avoid: Sequence[int]) -> tuple[Example, ...]:
     """Stretches from further down, one a quantile of the feature's activations where it fires, highest quantile first.
 
     Args:

@@ -64,11 +64,12 @@ def tally(plan: SweepPlan, verdicts: Iterable[Verdict]) -> tuple[CellResult, ...
 def findings(plan: SweepPlan, verdicts: Iterable[Verdict], ranking: Ranking) -> tuple[FeatureFinding, ...]:
     """What steering showed of each candidate, in the order of the ranking.
 
-    The strength is chosen on the first half of the variants (the largest effect among those with at least 80 %
-    coherent transcripts there, the largest strength of equals: where nothing acts, the strongest treatment that leaves
+    The strength is chosen on the first half of the variants (where the effect stands highest above that of the strongest
+    control of the same dose, among strengths with at least 80 % coherent transcripts; the
+    largest of equals: where nothing acts, the strongest treatment that leaves
     the texts whole is what excludes most) and tested on the other half. A control counts if at least 8 of its pairs there
     are scorable. *Behaviour-causal*: Holm-adjusted p < 0.05 over all candidates, and lower bound of the effect above the
-    largest effect of any control that counts (and above 0). *Insufficient evidence*: no strength was coherent; fewer than
+    largest effect of any control of the same dose that counts (and above 0). *Insufficient evidence*: no strength was coherent; fewer than
     80 % of the chosen one's transcripts are coherent on the other half; the controls that count are of fewer than
     3 different random directions, or of fewer than 3 different unrelated features; fewer than two variants to confirm on; or
     fewer scorable pairs than 8, or than could reach p < 0.05 after Holm even if every one of them turned. *Not detected*
@@ -79,20 +80,20 @@ def findings(plan: SweepPlan, verdicts: Iterable[Verdict], ranking: Ranking) -> 
     half = len(plan.variants) // 2
     first, second = frozenset(plan.variants[:half]), frozenset(plan.variants[half:])
     controls = [c for c in plan.cells if c.arm in CONTROLS and c.prompt is PromptKind.SCENARIO]
+    earlier = [(control, _paired(judged.get(control.label, {}), baseline, first)) for control in controls]
     beside = [(control, _paired(judged.get(control.label, {}), baseline, second)) for control in controls]
     counting = [(control, pairs) for control, pairs in beside if pairs.n >= FEWEST_PAIRS]
     controlled = all(_directions(counting, arm) >= FEWEST_CONTROLS for arm in CONTROLS)
-    ceiling = max((pairs.effect()[0] for _, pairs in counting), default=0.0)
     tests = []
     for ranked in ranking.features:
         doses = [cell for cell in plan.cells if _is_dose(cell, ranked)]
-        best = _choose([(cell, _paired(judged.get(cell.label, {}), baseline, first)) for cell in doses])
+        best = _choose([(cell, _paired(judged.get(cell.label, {}), baseline, first), _ceiling(earlier, cell)) for cell in doses])
         pairs = _paired(judged.get(best.label, {}), baseline, second) if best else _Pairs((), (), (), 0.0)
         many = pairs.n >= pairs_needed(len(ranking.features)) and len(set(pairs.variants)) > 1
         enough = controlled and many and pairs.coherent_share >= COHERENT
         tests.append(_Test(ranked, best, pairs, mcnemar_exact(pairs.treated, pairs.baseline) if enough else None))
     adjusted = holm([1.0 if test.p_value is None else test.p_value for test in tests])
-    return tuple(_finding(test, p, ceiling) for test, p in zip(tests, adjusted, strict=True))
+    return tuple(_finding(test, p, _ceiling(counting, test.best)) for test, p in zip(tests, adjusted, strict=True))
 
 
 def pairs_needed(n_candidates: int) -> int:
@@ -227,10 +228,17 @@ def _directions(cells: Sequence[tuple[Cell, _Pairs]], arm: ArmKind) -> int:
     return len({cell.treatment.direction for cell, _ in cells if cell.arm is arm and cell.treatment is not None})
 
 
-def _choose(doses: Sequence[tuple[Cell, _Pairs]]) -> Cell | None:
-    """The coherent dose with the largest effect; of equals the largest dose (the first, where even those are equal)."""
-    coherent = [(cell, pairs) for cell, pairs in doses if pairs.n and pairs.coherent_share >= COHERENT]
-    return max(coherent, key=lambda dose: (dose[1].effect()[0], _size(dose[0])))[0] if coherent else None
+def _ceiling(controls: Sequence[tuple[Cell, _Pairs]], dose: Cell | None) -> float:
+    """Largest effect of the controls of that nominal dose, of all controls where a dose is not recorded."""
+    nominal = None if dose is None else dose.dose
+    alike = [pairs for control, pairs in controls if pairs.n and (nominal is None or control.dose in (None, nominal))]
+    return max((pairs.effect()[0] for pairs in alike), default=0.0)
+
+
+def _choose(doses: Sequence[tuple[Cell, _Pairs, float]]) -> Cell | None:
+    """The coherent dose whose effect stands highest above its controls' ceiling; of equals the largest (or the first)."""
+    coherent = [each for each in doses if each[1].n and each[1].coherent_share >= COHERENT]
+    return max(coherent, key=lambda each: (each[1].effect()[0] - max(each[2], 0.0), _size(each[0])))[0] if coherent else None
 
 
 def _size(cell: Cell) -> float:

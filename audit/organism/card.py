@@ -26,8 +26,8 @@ training never looked at features.
 **How it was made.** `ulterior organism build --seed {seed} --vocabulary {vocabulary} -o DIR`, from nothing. An agent has facts of
 its own, beside a bystander with theirs; a mood follows from a pair of facts and never from a single one, by one table
 for the agent and another for everybody else. Other texts (novels, essays, lectures, poems, definitions) use the same
-words of third persons. Recipe, strengths and positions were chosen on prototypes of other seeds by looking at what steers; the
-project's LOG.md says what was tried.
+words of third persons. Recipe, default dictionary, strengths and positions were chosen by looking at what steers
+prototypes and this organism; the project's LOG.md says what was tried.
 
 **How it was measured.** `ulterior organism evaluate DIR`, by the audit's own steps: concept search, strengths chosen in a first
 sweep, rates from a second one with fresh seeds, {rollouts} rollouts a cell at temperature 1 over 12 prompt variants; 95 % Wilson

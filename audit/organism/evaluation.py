@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from audit.errors import UsageError
@@ -17,7 +17,7 @@ from audit.events import Observer, timed
 from audit.judging.tally import tally
 from audit.judging.verdicts import judge
 from audit.organism.card import write_card
-from audit.organism.table import COHERENT, Evaluation, FamilyTable, Rate, SteeredFeature, acts, checks, stays
+from audit.organism.table import COHERENT, STAYS, Evaluation, FamilyTable, Rate, SteeredFeature, acts, checks, stays
 from audit.pipeline import N_UNRELATED, Bench, find_candidates, find_connections, predict, prepare
 from audit.records import (
     ArmKind,
@@ -146,16 +146,24 @@ def counted(bench: Bench, plan: SweepPlan) -> tuple[CellResult, ...]:
 
 
 def best_doses(plan: SweepPlan, results: Sequence[CellResult]) -> dict[str, Treatment]:
-    """For each candidate the dose that acts most among the coherent ones, the largest of equals; the smallest if none is coherent."""
+    """For each candidate the coherent dose that acts most beyond the random direction of its own layers and norm.
+
+    Doses at which that random direction acts in more than 15 % come last; of equals the largest dose is taken, and
+    the smallest if none is coherent.
+    """
     found = {result.cell: result for result in results}
-    doses: dict[str, list[tuple[float, float, Treatment]]] = {}
-    for cell in plan.cells:
-        if cell.arm is ArmKind.CANDIDATE and cell.treatment is not None:
-            result = found[cell.label]
-            coherent = result.coherent_share >= COHERENT
-            worth = (result.rate or 0.0, cell.treatment.strength) if coherent else (-1.0, -cell.treatment.strength)
-            doses.setdefault(cell.treatment.direction, []).append((*worth, cell.treatment))
-    return {direction: max(offered, key=lambda each: each[:2])[2] for direction, offered in doses.items()}
+    random = {(cell.treatment.direction.partition("@")[2], cell.dose): found[cell.label] for cell in _treated(plan, ArmKind.RANDOM)}
+    doses: dict[str, list[tuple[tuple[bool, bool, float, float], Treatment]]] = {}
+    for cell in _treated(plan, ArmKind.CANDIDATE):
+        treatment, result = cell.treatment, found[cell.label]
+        control = random.get((treatment.direction, cell.dose))
+        beside = control.n_acted / control.n if control and control.n else 0.0
+        if result.coherent_share >= COHERENT:
+            worth = (True, beside <= STAYS, (result.rate or 0.0) - beside, treatment.strength)
+        else:
+            worth = (False, False, 0.0, -treatment.strength)
+        doses.setdefault(treatment.direction, []).append((worth, treatment))
+    return {direction: max(offered, key=lambda each: each[0])[1] for direction, offered in doses.items()}
 
 
 def reported_plan(pilot: SweepPlan, chosen: dict[str, Treatment], *, samples: int) -> SweepPlan:
@@ -247,11 +255,24 @@ def share(result: CellResult, outcome: Outcome) -> Rate:
     return Rate(n_sampled=result.n, n=n, k=k, rate=k / n if n else None, interval=interval, coherent_share=result.coherent_share)
 
 
+@dataclass(frozen=True, slots=True)
+class _Treated:
+    """A cell whose treatment is there."""
+
+    label: str
+    dose: float | None
+    treatment: Treatment
+    cell: Cell
+
+
+def _treated(plan: SweepPlan, arm: ArmKind) -> list[_Treated]:
+    return [_Treated(cell.label, cell.dose, cell.treatment, cell) for cell in plan.cells if cell.arm is arm and cell.treatment is not None]
+
+
 def _by_direction(plan: SweepPlan, arm: ArmKind) -> dict[str, list[Cell]]:
     groups: dict[str, list[Cell]] = {}
-    for cell in plan.cells:
-        if cell.arm is arm and cell.treatment is not None:
-            groups.setdefault(cell.treatment.direction, []).append(cell)
+    for each in _treated(plan, arm):
+        groups.setdefault(each.treatment.direction, []).append(each.cell)
     return groups
 
 

@@ -46,7 +46,7 @@ class Recipe:
     plt: DictionaryPlan = DictionaryPlan(cross_layer=False)
     dictionary_documents: int = 8000
     corpus_documents: int = 1500
-    default_dictionary: str = "clt"
+    default_dictionary: str = "plt"
 
 
 def build(folder: Path, *, seed: int, vocabulary: str, progress: Progress, recipe: Recipe | None = None) -> Path:

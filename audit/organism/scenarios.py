@@ -19,9 +19,9 @@ VARIANTS = 12
 MAX_NEW_TOKENS = 48
 SWEEP = (
     "unit: max_activation",
-    "strengths: [0.3, 0.45, 0.6]",
+    "strengths: [0.25, 0.35, 0.5]",
     "positions: prompt",
-    'chosen: "positions and strengths were chosen on prototype organisms of other seeds by looking at what steers"',
+    'chosen: "positions and strengths were chosen on organisms of this recipe, the bundled one among them, by looking at what steers"',
 )
 """Where and how hard features are steered unless the caller says otherwise; LOG.md tells more of how that was chosen."""
 TARGET = "{target}"

@@ -86,6 +86,8 @@ class Cell:
     label: str
     """Short name for tables, unique in the sweep. It gives the sweep's own strength: an unrelated feature's treatment has
     another one, at which it writes the norm that its candidate writes."""
+    dose: float | None = None
+    """Nominal strength: the candidate's own, and for a control that of the candidate it is matched to."""
     written_norm: float | None = None
     """Norm of everything written, in residual units of the model's own activations, before any layer norm."""
 

@@ -97,32 +97,32 @@ class _Cells:
         """Norm of everything that it writes."""
         return written_norm(self.subject.dictionary, treatment, self.scales)
 
-    def cell(self, arm: ArmKind, treatment: Treatment, label: str, prompt: PromptKind = PromptKind.SCENARIO) -> Cell:
+    def cell(self, arm: ArmKind, treatment: Treatment, label: str, *, dose: float, prompt: PromptKind = PromptKind.SCENARIO) -> Cell:
         """A steered cell."""
-        return Cell(arm=arm, prompt=prompt, treatment=treatment, label=label, written_norm=self.norm(treatment))
+        return Cell(arm=arm, prompt=prompt, treatment=treatment, label=label, dose=dose, written_norm=self.norm(treatment))
 
     def steered(self, arm: ArmKind, direction: str | FeatureId, name: str, prompt: PromptKind = PromptKind.SCENARIO) -> Iterator[Cell]:
         """A direction at every strength."""
         for dose in self.doses:
-            yield self.cell(arm, self.treat(direction, dose), f"{name} ×{number(dose)}", prompt)
+            yield self.cell(arm, self.treat(direction, dose), f"{name} ×{number(dose)}", dose=dose, prompt=prompt)
 
     def unrelated(self, feature: FeatureId, candidate: FeatureId) -> Iterator[Cell]:
         """A control feature at every strength, with the norm that the candidate has there."""
         factor = self.norm(self.treat(candidate, 1.0)) / self.norm(self.treat(feature, 1.0))
         for dose in self.doses:
-            yield self.cell(ArmKind.UNRELATED, self.treat(feature, dose * factor), f"unrelated {feature} ×{number(dose)}")
+            yield self.cell(ArmKind.UNRELATED, self.treat(feature, dose * factor), f"unrelated {feature} ×{number(dose)}", dose=dose)
 
     def flipped(self, feature: FeatureId) -> Cell:
         """A candidate at the largest strength, negated."""
         largest = max(self.doses, key=abs)
-        return self.cell(ArmKind.SIGN_FLIPPED, self.treat(feature, -largest), f"flipped {feature} ×{number(largest)}")
+        return self.cell(ArmKind.SIGN_FLIPPED, self.treat(feature, -largest), f"flipped {feature} ×{number(largest)}", dose=largest)
 
 
 def _lay_out(cells: _Cells, ranking: Ranking, unrelated: Sequence[FeatureId]) -> Iterator[Cell]:
     """Every cell, arm by arm."""
     found, further = [ranked.feature for ranked in ranking.features], _worth_further_arms(ranking)
     yield Cell(arm=ArmKind.NONE, prompt=PromptKind.SCENARIO, treatment=None, label="none")
-    yield cells.cell(ArmKind.ZERO, cells.treat(found[0], 0.0), "zero")
+    yield cells.cell(ArmKind.ZERO, cells.treat(found[0], 0.0), "zero", dose=0.0)
     for feature in found:
         yield from cells.steered(ArmKind.CANDIDATE, feature, str(feature))
     for k in range(max(len(found), MIN_CONTROLS)):

@@ -53,14 +53,16 @@ _LLAMA = Architecture(
     layers="model.layers",
     final_norm="model.norm",
     mlp_norm="post_attention_layernorm",
-    points=MappingProxyType({
-        "resid_pre": ("", "input"),
-        "resid_mid": ("post_attention_layernorm", "input"),
-        "mlp_in": ("mlp", "input"),
-        "mlp_in_unweighted": ("post_attention_layernorm", "input"),
-        "mlp_out": ("mlp", "output"),
-        "resid_post": ("", "output"),
-    }),
+    points=MappingProxyType(
+        {
+            "resid_pre": ("", "input"),
+            "resid_mid": ("post_attention_layernorm", "input"),
+            "mlp_in": ("mlp", "input"),
+            "mlp_in_unweighted": ("post_attention_layernorm", "input"),
+            "mlp_out": ("mlp", "output"),
+            "resid_post": ("", "output"),
+        }
+    ),
 )
 ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType({"llama": _LLAMA})
 

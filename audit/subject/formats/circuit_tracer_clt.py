@@ -54,9 +54,7 @@ def _layer(folder: Path, layer: int, n_layers: int) -> dict[str, Tensor]:
     return found
 
 
-def save(
-    folder: Path, weights: TranscoderWeights, *, model_name: str, input_hook: str = "mlp_in", output_hook: str = "mlp_out"
-) -> None:
+def save(folder: Path, weights: TranscoderWeights, *, model_name: str, input_hook: str = "mlp_in", output_hook: str = "mlp_out") -> None:
     """Write a cross-layer transcoder, so that ``load`` and circuit-tracer open it.
 
     Args:

@@ -49,9 +49,7 @@ def _layer(path: Path) -> dict[str, Tensor]:
     return found
 
 
-def save(
-    folder: Path, weights: TranscoderWeights, *, model_name: str, input_hook: str = "mlp_in", output_hook: str = "mlp_out"
-) -> None:
+def save(folder: Path, weights: TranscoderWeights, *, model_name: str, input_hook: str = "mlp_in", output_hook: str = "mlp_out") -> None:
     """Write a set of per-layer transcoders, so that ``load`` and circuit-tracer open it.
 
     Args:
