@@ -23,7 +23,7 @@ from pathlib import Path
 
 from audit.ledger import Ledger
 
-RUNS = 5
+RUNS = 3
 MAIN = "from audit.cli import main; main()"
 RESULT = Path(__file__).parent / "results" / "run.json"
 OUTPUT = Path(__file__).parent / "results" / "run.txt"

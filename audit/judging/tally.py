@@ -72,8 +72,9 @@ def findings(plan: SweepPlan, verdicts: Iterable[Verdict], ranking: Ranking) -> 
     largest effect of any control of the same dose that counts (and above 0). *Insufficient evidence*: no strength was coherent; fewer than
     80 % of the chosen one's transcripts are coherent on the other half; the controls that count are of fewer than
     3 different random directions, or of fewer than 3 different unrelated features; fewer than two variants to confirm on; or
-    fewer scorable pairs than 8, or than could reach p < 0.05 after Holm even if every one of them turned. *Not detected*
-    otherwise, with the interval's upper bound. An insufficient candidate counts as p = 1 in Holm.
+    fewer scorable pairs than 8, or than could reach p < 0.05 after Holm even if every one of them turned; or an effect that
+    is there, but within reach of the controls. *Not detected* otherwise, with the interval's upper bound. An insufficient
+    candidate counts as p = 1 in Holm, except for the last reason.
     """
     judged = _by_cell(verdicts)
     baseline = _baseline(plan, judged)
@@ -267,6 +268,7 @@ def _finding(test: _Test, p_adjusted: float, ceiling: float) -> FeatureFinding:
     )
     if test.p_value is None or interval is None:
         return insufficient
-    causal = p_adjusted < ALPHA and interval.low > max(ceiling, 0.0)
-    finding = Finding.CAUSAL if causal else Finding.NOT_DETECTED
+    shows = p_adjusted < ALPHA and interval.low > 0
+    causal = shows and interval.low > ceiling
+    finding = Finding.CAUSAL if causal else Finding.INSUFFICIENT if shows else Finding.NOT_DETECTED
     return replace(insufficient, finding=finding, p_value=test.p_value, p_adjusted=p_adjusted)

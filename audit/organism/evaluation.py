@@ -43,6 +43,8 @@ from audit.subject import load_subject
 from audit.subject.loading import MANIFEST
 
 RESULT = "evaluation.json"
+PILOT_STRENGTHS = (0.25, 0.35, 0.5, 0.7)
+"""Multiples of a feature's largest activation: around what a scenario's own sweep offers, and beyond."""
 PILOT_SAMPLES, REPORT_SAMPLES = 3, 18
 """Rollouts a variant a cell; with 12 variants 18 make 216 a cell."""
 
@@ -122,8 +124,8 @@ def family_table(bench: Bench, *, samples: int) -> FamilyTable:
         bench.subject,
         ranking,
         bench.scenario,
-        strengths=bench.scenario.sweep.strengths,
-        unit=StrengthUnit(bench.scenario.sweep.unit),
+        strengths=PILOT_STRENGTHS,
+        unit=StrengthUnit.MAX_ACTIVATION,
         positions=Positions(bench.scenario.sweep.positions),
         samples=PILOT_SAMPLES,
         seed=bench.config.seed + 1,

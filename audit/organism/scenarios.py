@@ -19,7 +19,7 @@ VARIANTS = 12
 MAX_NEW_TOKENS = 48
 SWEEP = (
     "unit: max_activation",
-    "strengths: [0.25, 0.35, 0.5]",
+    "strengths: [0.15, 0.25, 0.35]",
     "positions: prompt",
     'chosen: "positions and strengths were chosen on organisms of this recipe, the bundled one among them, by looking at what steers"',
 )

@@ -213,7 +213,7 @@ def test_an_effect_within_reach_of_the_controls_is_not_causal() -> None:
         *verdicts(STRONG.label, share(3)),
     ]
     (found,) = findings(plan(NONE, *CONTROLS, STRONG), seen, ranking(GOOD))
-    assert (found.finding, found.control_ceiling) == (Finding.NOT_DETECTED, 0.75)
+    assert (found.finding, found.control_ceiling) == (Finding.INSUFFICIENT, 0.75)
     assert found.p_adjusted is not None
     assert found.p_adjusted < 0.05
 
