@@ -30,7 +30,10 @@ COLUMNS = (
 def blocks() -> dict[str, str]:
     """The text of every marked section."""
     run = json.loads((ROOT / "benchmarks" / "results" / "run.json").read_text(encoding="utf-8"))
-    evaluations = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(SHIPPED.glob("evaluation*.json"))]
+    evaluations = [
+        json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted(SHIPPED.glob("evaluation*.json"), key=lambda path: (len(path.name), path.name))
+    ]
     printed = (ROOT / "benchmarks" / "results" / "run.txt").read_text(encoding="utf-8").rstrip()
     output = f"```\n{printed}\n```"
     return {"output": output, "subject": "\n".join(line for made in evaluations for line in _table(made)), "time": _time(run)}

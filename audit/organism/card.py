@@ -40,7 +40,9 @@ RANKS = ("normalised rank: acting score", "own activation")
 
 def write_card(folder: Path) -> Path:
     """Write ``MODEL_CARD.md`` from every ``evaluation*.json`` in an organism's folder."""
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(RESULTS))]
+    found = [
+        json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(RESULTS), key=lambda path: (len(path.name), path.name))
+    ]
     manifest = json.loads((folder / "ulterior.json").read_text(encoding="utf-8"))
     target = folder / CARD
     target.write_text(card(found, manifest), encoding="utf-8")
