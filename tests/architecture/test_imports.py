@@ -12,6 +12,12 @@ ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "transformers", "scipy", "statsmodels", "pandas", "matplotlib", "jinja2", "textual", "rich", "click", "numpy")
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No ledger lies where a process starts, whatever was run in the checkout before."""
+    monkeypatch.chdir(tmp_path)
+
+
 def loaded(code: str) -> set[str]:
     """Top-level packages in a fresh process after ``code``."""
     shown = f"import sys\n{code}\nprint('\\n'.join(sorted({{name.split('.')[0] for name in sys.modules}})), file=sys.__stdout__)"
