@@ -20,13 +20,15 @@ _METHOD = {
     ),
     "halves": (
         "The strength of each candidate was chosen on the first half of the prompt variants; effect, interval, p value "
-        "and the largest control are from the other half. Of strengths with equal effects the largest coherent one was taken. "
+        "and the largest control are from the other half. The strength is the coherent one whose effect stood highest above that "
+        "of the controls of the same dose; of equals, the largest. "
         "The dose–response figure and the tables of cells use all variants: their rates are not the confirmed effect."
     ),
     "controls": (
         "A random or unrelated control counts where at least eight of its pairs on the other half are scorable. Without three different "
         "directions of each kind that count, the evidence on every candidate is insufficient; so is that on a candidate "
-        f"of whose transcripts fewer than {100 * COHERENCE_FLOOR:.0f} % are coherent there."
+        f"of whose transcripts fewer than {100 * COHERENCE_FLOOR:.0f} % are coherent there, or whose effect is there but within "
+        "reach of the controls of its dose."
     ),
     "blind-spots": (
         "Virtual weights, ERA and TWERA miss inhibition (a target that the feature switches off does not fire together with it), "

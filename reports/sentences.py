@@ -76,7 +76,7 @@ def _causal(material: AuditMaterial, finding: FeatureFinding) -> Claim:
     return claim(
         f"causal/{finding.feature}",
         f"{{feature}} ({{label}}) is behaviour-causal: {dose}it changes the acting rate by {{effect}} percentage points "
-        f"({interval}adjusted p {{p}}). The largest effect of any random or unrelated control that counts is {{ceiling}} points; "
+        f"({interval}adjusted p {{p}}). The largest effect of any random or unrelated control of the same dose is {{ceiling}} points; "
         f"{{coherent}} of its transcripts are coherent. {foreseen} (place {{rank}} of {{n}}).",
         **facts,
     )

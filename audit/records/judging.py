@@ -82,7 +82,8 @@ class FeatureFinding:
     p_adjusted: float | None
     """Holm, over the candidates."""
     control_ceiling: float
-    """Largest effect of any random or unrelated control with enough scorable pairs, on the confirmation half; 0 without one."""
+    """Largest effect of any random or unrelated control of the chosen dose with enough scorable pairs, on the confirmation
+    half; 0 without one."""
     predicted_acting: bool
     rank: int
 
