@@ -8,9 +8,11 @@ from functools import cache
 from audit.candidates.examples import label
 from audit.candidates.known import NOTHING, Known
 from audit.candidates.unembeds import extremes
-from audit.connections.twera import Edge, source_edges
+from audit.connections.flags import flags
+from audit.connections.twera import Edge, Strongest, strongest_targets
 from audit.events import Observer, StepProgress, check_stop
 from audit.records import CandidateSet, Connection, DownstreamConnections, FeatureConnections, FeatureId, TokenWeight
+from audit.records.connections import ConnectionFlag
 from audit.subject import Subject
 from audit.subject.activations import TokenActivations
 
@@ -47,34 +49,37 @@ def connect(
         Interrupted: the observer asked to stop.
     """
     sources = [candidate.feature for candidate in candidates.candidates]
-    layers = sorted({source.layer for source in sources})
 
     @cache  # candidates share targets
     def describe_target(feature: FeatureId) -> tuple[str, tuple[TokenWeight, ...]]:
         given = known.label_of(feature)
         return given[0] if given else label(subject.model, activations, feature), extremes(subject, feature)[0]
 
-    found: dict[FeatureId, FeatureConnections] = {}
-    for done, layer in enumerate(layers):
+    def told(done: int, total: int, layer: int) -> None:
         check_stop(observer)
-        observer.notify(StepProgress(STEP, done, len(layers), f"layer {layer}"))
-        group = [source for source in sources if source.layer == layer]
-        for source, edges, n_unsupported in source_edges(subject, activations, group, top=top, support=support):
-            found[source] = FeatureConnections(
-                source=source,
-                targets=tuple(_connection(edge, describe_target) for edge in edges),
-                n_targets=sum(subject.dictionary.widths[layer + 1 :]),
-                n_unsupported=n_unsupported,
-                support_cutoff=support,
-            )
+        observer.notify(StepProgress(STEP, done, total, f"layer {layer}"))
+
+    found = strongest_targets(subject, activations, sources, top=top, support=support, device=subject.model.device, told=told)
     return DownstreamConnections(
-        features=tuple(found[source] for source in sources),
+        features=tuple(_feature(subject, each, support, describe_target) for each in found),
         corpus_sha256=subject.info.corpus_sha256,
         n_tokens=activations.n_tokens,
     )
 
 
-def _connection(edge: Edge, describe_target: DescribeTarget) -> Connection:
+def _feature(subject: Subject, found: Strongest, support: int, describe_target: DescribeTarget) -> FeatureConnections:
+    marked = zip(found.edges, flags(subject.dictionary, found), strict=True)
+    return FeatureConnections(
+        source=found.source,
+        targets=tuple(_connection(edge, its, describe_target) for edge, its in marked),
+        n_targets=sum(subject.dictionary.widths[found.source.layer + 1 :]),
+        n_unsupported=found.n_unsupported,
+        support_cutoff=support,
+        n_never_coactive=found.n_never_coactive,
+    )
+
+
+def _connection(edge: Edge, flags: tuple[ConnectionFlag, ...], describe_target: DescribeTarget) -> Connection:
     label, unembeds = describe_target(edge.target)
     return Connection(
         target=edge.target,
@@ -85,4 +90,5 @@ def _connection(edge: Edge, describe_target: DescribeTarget) -> Connection:
         target_frequency=edge.target_frequency,
         target_label=label,
         target_unembeds=unembeds,
+        flags=flags,
     )

@@ -6,6 +6,7 @@ denominator at the target's site: where given, ``a_i(t)`` is replaced by ``a_i(t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,6 +87,91 @@ def shards(document: NDArray[np.int32], n_shards: int) -> NDArray[np.int64]:
     """
     _, order = np.unique(document, return_inverse=True)
     return np.asarray(order, dtype=np.int64) % n_shards
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Firing:
+    """Where one source fires."""
+
+    rows: NDArray[np.intp]
+    """(n,) tokens, in order."""
+    values: Floats
+    """(n,) its activation there."""
+
+    def over(self, sigma: NDArray[np.float32] | None) -> Firing:
+        """With ``a_i(t) / sigma(t)`` for its activation."""
+        return self if sigma is None else Firing(rows=self.rows, values=self.values / sigma[self.rows])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Targets:
+    """Activations of neighbouring features of one layer on every token."""
+
+    matrix: sparse.csr_matrix
+    """(n_tokens, P) without stored zeros."""
+    total: Floats
+    """(P,): sum of a_j."""
+    n_firing: NDArray[np.intp]
+    """(P,): tokens on which it fires."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Meeting:
+    """All that the targets do on the tokens on which one source fires."""
+
+    firing: Firing
+    targets: Targets
+    lengths: NDArray[np.intp]
+    """(n,) targets that fire on each of the source's tokens."""
+    entries: NDArray[np.intp]
+    """(m,) places in the matrix of the targets' activations on those tokens, token by token."""
+    columns: NDArray[np.int32]
+    """(m,) targets there."""
+    n_coactive: NDArray[np.intp]
+    """(P,)."""
+
+    def sums(self, chosen: NDArray[np.intp]) -> tuple[Floats, Floats]:
+        """Sums of a_j · a_i and of 1(a_j > 0) · a_i for some targets, (K,) and (K,); the others cost next to nothing."""
+        place = np.full(len(self.n_coactive), -1, dtype=np.intp)
+        place[chosen] = np.arange(len(chosen))
+        column = place[self.columns]
+        wanted = np.flatnonzero(column >= 0)
+        column, flow = column[wanted], np.repeat(self.firing.values, self.lengths)[wanted]
+        product = flow * self.targets.matrix.data[self.entries[wanted]]
+        return np.bincount(column, product, len(chosen)).astype(np.float64), np.bincount(column, flow, len(chosen)).astype(np.float64)
+
+
+def firings(layer: sparse.csr_matrix, indices: Sequence[int]) -> list[Firing]:
+    """Where some features of a layer fire, from its (n_tokens, n_features) activations."""
+    columns = positive(layer[:, list(indices)]).tocsc()
+    spans = zip(columns.indptr[:-1], columns.indptr[1:], strict=True)
+    return [Firing(rows=columns.indices[low:high].astype(np.intp), values=columns.data[low:high]) for low, high in spans]
+
+
+def targets(layer: sparse.csr_matrix) -> Targets:
+    """The features of a layer as targets, with their sums over all tokens."""
+    matrix = layer if bool(layer.data.all()) else positive(layer)
+    total = matrix.T @ np.ones(matrix.shape[0])  # float64: a sum over tokens in float32 would stand still
+    return Targets(matrix=matrix, total=total, n_firing=np.bincount(matrix.indices, minlength=matrix.shape[1]))
+
+
+def part(whole: Targets, start: int, stop: int) -> Targets:
+    """The targets from ``start`` up to ``stop``."""
+    if (start, stop) == (0, whole.matrix.shape[1]):
+        return whole
+    picked = slice(start, stop)
+    return Targets(matrix=whole.matrix[:, picked], total=whole.total[picked], n_firing=whole.n_firing[picked])
+
+
+def meet(firing: Firing, some: Targets) -> Meeting:
+    """Count the tokens on which a source fires together with each target."""
+    starts = some.matrix.indptr[firing.rows]
+    lengths = (some.matrix.indptr[firing.rows + 1] - starts).astype(np.intp)
+    before = np.cumsum(lengths) - lengths
+    entries = np.repeat(starts - before, lengths) + np.arange(int(lengths.sum()))
+    columns = some.matrix.indices[entries]
+    n_coactive = np.bincount(columns, minlength=some.matrix.shape[1])
+    return Meeting(firing=firing, targets=some, lengths=lengths, entries=entries, columns=columns, n_coactive=n_coactive)
 
 
 def positive(matrix: sparse.csr_matrix) -> sparse.csr_matrix:

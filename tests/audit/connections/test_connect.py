@@ -16,6 +16,7 @@ from audit.connections import connect
 from audit.errors import Interrupted
 from audit.events import Event, SilentObserver, StepProgress
 from audit.records import Candidate, CandidateSet, DownstreamConnections, FeatureId
+from audit.records.connections import ConnectionFlag
 from audit.subject import Dictionary, Subject, TokenActivations, observe
 
 
@@ -90,6 +91,7 @@ def test_candidates_keep_their_order_and_everything_is_counted(
         assert found.n_targets == (3 - 1 - found.source.layer) * 24
         assert all(edge.target.layer > found.source.layer and edge.n_coactive >= 1 for edge in found.targets)
         assert len(found.targets) <= 32
+        assert 0 <= found.n_never_coactive <= 1
 
 
 def test_targets_look_like_the_features_they_are(
@@ -116,6 +118,13 @@ def test_a_target_shared_by_candidates_is_described_once(
     assert len(asked) == len(set(asked))
     assert set(asked) == set(targets)
     assert len(targets) > len(asked)
+
+
+def test_dense_targets_are_flagged_and_stay(connections: DownstreamConnections) -> None:
+    targets = [edge for found in connections.features for edge in found.targets]
+    dense = [edge for edge in targets if edge.target_frequency > 0.1]
+    assert dense
+    assert [edge for edge in targets if ConnectionFlag.DENSE in edge.flags] == dense
 
 
 def test_a_stop_is_heard_between_layers(tiny_subject: Subject, candidates: CandidateSet, activations: TokenActivations) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -14,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import sparse
 
-from audit.connections.coactivation import Coactivation
-from audit.connections.twera import source_edges, strongest, weigh
+from audit.connections import virtual_weights
+from audit.connections.coactivation import Coactivation, Meeting
+from audit.connections.twera import Strongest, layer_weights, source_edges, strongest_targets, weigh
 from audit.records import FeatureId
 from audit.subject import Subject
 from audit.subject.activations import TokenActivations
@@ -40,13 +42,17 @@ def weights(W_enc: torch.Tensor, W_dec: torch.Tensor) -> LayerWeights:
     return LayerWeights(W_enc=Matrix(W_enc, "made"), b_enc=torch.zeros(len(W_enc)), W_dec=Matrix(W_dec, "made"))
 
 
-def make(kind: Kind, hook: str, *, seed: int, n_layers: int = 3, width: int = 4, n_tokens: int = 25, density: float = 0.5) -> Made:
+def make(
+    kind: Kind, hook: str, *, seed: int, n_layers: int = 3, widths: Sequence[int] = (4,), n_tokens: int = 25, density: float = 0.5
+) -> Made:
+    """Layers of the given widths, over and over; 0 for a layer without features."""
     torch_rng, rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
 
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=torch_rng)
 
     layers = range(n_layers)
+    wide = [widths[layer % len(widths)] for layer in layers]
     dictionary = Dictionary(
         kind=kind,
         format="made",
@@ -57,10 +63,13 @@ def make(kind: Kind, hook: str, *, seed: int, n_layers: int = 3, width: int = 4,
         sha256="0" * 64,
         path=Path("made"),
         files=(),
-        layers=tuple(weights(normal(width, D_MODEL), normal(width, n_layers - layer if kind == "clt" else 1, D_MODEL)) for layer in layers),
+        layers=tuple(
+            weights(normal(n, D_MODEL), normal(n, n_layers - layer if kind == "clt" else 1, D_MODEL)) if n else None
+            for layer, n in enumerate(wide)
+        ),
         b_dec=tuple(normal(D_MODEL) for _ in layers),
     )
-    dense = tuple((rng.gamma(1, 2, (n_tokens, width)) * (rng.random((n_tokens, width)) < density)).astype(np.float32) for _ in layers)
+    dense = tuple((rng.gamma(1, 2, (n_tokens, n)) * (rng.random((n_tokens, n)) < density)).astype(np.float32) for n in wide)
     gains = tuple(normal(D_MODEL).abs() + 0.1 for _ in layers)
     activations = TokenActivations(
         token_ids=np.arange(n_tokens, dtype=np.int32),
@@ -107,8 +116,8 @@ subjects = st.builds(
     st.sampled_from(["clt", "plt"]),
     st.sampled_from(["resid_mid", "mlp_in", "mlp_in_unweighted"]),
     seed=st.integers(0, 2**31),
-    n_layers=st.integers(1, 4),
-    width=st.integers(1, 5),
+    n_layers=st.integers(2, 4),
+    widths=st.sampled_from([(1,), (4,), (3, 5), (2, 0, 4), (0, 5, 1)]),
     n_tokens=st.integers(1, 25),
     density=st.sampled_from([0.0, 0.1, 0.5, 1.0]),
 )
@@ -117,13 +126,14 @@ subjects = st.builds(
 @given(subjects, st.integers(1, 12), st.data())
 def test_edges_equal_a_double_loop_over_tokens(made: Made, support: int, data: st.DataObject) -> None:
     dictionary = made.subject.dictionary
-    layer = data.draw(st.integers(0, dictionary.n_layers - 1))
-    sources = [FeatureId(dictionary.kind, layer, index) for index in range(dictionary.widths[layer])][::-1]
+    sources = data.draw(st.permutations(list(dictionary.features())))  # of several layers, in any order
     found = list(source_edges(made.subject, made.activations, sources, top=1000, support=support))
     assert [source for source, _, _ in found] == sources
     for source, edges, n_unsupported in found:
         by_target = {edge.target: edge for edge in edges}
-        later = [FeatureId(source.dictionary, m, j) for m in range(layer + 1, dictionary.n_layers) for j in range(dictionary.widths[m])]
+        later = [
+            FeatureId(source.dictionary, m, j) for m in range(source.layer + 1, dictionary.n_layers) for j in range(dictionary.widths[m])
+        ]
         expected = {target: brute_force(made, source, target) for target in later}
         assert set(by_target) == {target for target in later if expected[target][3] >= support}
         assert n_unsupported == sum(0 < expected[target][3] < support for target in later)
@@ -140,7 +150,7 @@ def test_edges_equal_a_double_loop_over_tokens(made: Made, support: int, data: s
 def test_exact_pruning_bound(made: Made, data: st.DataObject) -> None:
     """|TWERA_ij| ≤ max(a_i / sigma)·|V_ij|, because TWERA is V times a weighted mean of a_i / sigma."""
     dictionary = made.subject.dictionary
-    source = FeatureId(dictionary.kind, 0, data.draw(st.integers(0, dictionary.widths[0] - 1)))
+    source = data.draw(st.sampled_from(list(dictionary.features())))
     [(_, edges, _)] = source_edges(made.subject, made.activations, [source], top=1000, support=1)
     for edge in edges:
         largest = max(flow(made, source, edge.target.layer, t) for t in range(len(made.dense[0])))
@@ -148,7 +158,7 @@ def test_exact_pruning_bound(made: Made, data: st.DataObject) -> None:
 
 
 def test_top_keeps_the_largest_of_all_layers() -> None:
-    made = make("clt", "mlp_in", seed=5, n_layers=4, width=6, n_tokens=60)
+    made = make("clt", "mlp_in", seed=5, n_layers=4, widths=(6,), n_tokens=60)
     source = FeatureId("clt", 0, 0)
     [(_, everything, _)] = source_edges(made.subject, made.activations, [source], top=1000, support=3)
     [(_, kept, _)] = source_edges(made.subject, made.activations, [source], top=4, support=3)
@@ -158,15 +168,105 @@ def test_top_keeps_the_largest_of_all_layers() -> None:
     assert kept == everything[:4]
 
 
+@given(subjects, st.integers(1, 8), st.integers(1, 4), st.data())
+def test_sources_of_several_layers_are_as_if_alone(made: Made, top: int, support: int, data: st.DataObject) -> None:
+    sources = data.draw(st.lists(st.sampled_from(list(made.subject.dictionary.features())), max_size=6))  # a source may come twice
+    together = strongest_targets(made.subject, made.activations, sources, top=top, support=support)
+    alone = [strongest_targets(made.subject, made.activations, [source], top=top, support=support)[0] for source in sources]
+    assert [nearly(each) for each in together] == [nearly(each) for each in alone]
+
+
+def nearly(found: Strongest) -> Strongest:
+    """Without the last digits of what is summed in float32."""
+    edges = (replace(edge, typical_virtual_weight=float(f"{edge.typical_virtual_weight:.3g}")) for edge in found.edges)
+    return replace(found, edges=tuple(edges))
+
+
+@given(subjects, st.integers(1, 8), st.integers(1, 60), st.integers(1, 60), st.data())
+def test_blocks_and_panels_of_any_size_keep_the_same_targets(made: Made, top: int, block: int, panel: int, data: st.DataObject) -> None:
+    """The strongest of each part are merged: neither a part nor a layer has a say in which are kept."""
+    sources = data.draw(st.lists(st.sampled_from(list(made.subject.dictionary.features())), max_size=6, unique=True))
+    whole = strongest_targets(made.subject, made.activations, sources, top=top, support=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(virtual_weights, "BLOCK_ELEMENTS", block)
+        patch.setattr(virtual_weights, "PANEL_ELEMENTS", panel)
+        parts = strongest_targets(made.subject, made.activations, sources, top=top, support=2)
+    assert [[edge.target for edge in each.edges] for each in parts] == [[edge.target for edge in each.edges] for each in whole]
+    assert [(each.n_unsupported, each.n_never_coactive) for each in parts] == [
+        (each.n_unsupported, each.n_never_coactive) for each in whole
+    ]
+
+
+@given(subjects, st.integers(1, 6), st.integers(1, 4))
+def test_pruning_loses_nothing(made: Made, top: int, support: int) -> None:
+    """The targets kept are the largest of all that ``layer_weights`` gives, which prunes nothing."""
+    dictionary = made.subject.dictionary
+    for found in strongest_targets(made.subject, made.activations, list(dictionary.features()), top=top, support=support):
+        everything = []
+        for layer in (layer for layer in dictionary.present if layer > found.source.layer):
+            weighed, coactive = layer_weights(made.subject, made.activations, [found.source], layer)
+            supported = np.flatnonzero(coactive.n_coactive[0] >= support)
+            everything += [(FeatureId(dictionary.kind, layer, int(j)), float(weighed.twera[0, j])) for j in supported]
+        everything.sort(key=lambda pair: -abs(pair[1]))
+        assert [edge.target for edge in found.edges] == [target for target, _ in everything[:top]]
+        assert [edge.twera for edge in found.edges] == pytest.approx([twera for _, twera in everything[:top]], rel=1e-9)
+
+
+def test_most_sums_are_pruned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the source fires alike on every token, the bound is TWERA itself, and only what enters the list is summed."""
+    made, summed = make("plt", "resid_mid", seed=1, n_layers=4, widths=(200,), n_tokens=60, density=1.0), []
+    made.activations.layers[0].data[:] = 1.0
+    sums = Meeting.sums
+
+    def counted(self: Meeting, chosen: np.ndarray) -> object:
+        summed.append(len(chosen))
+        return sums(self, chosen)
+
+    monkeypatch.setattr(Meeting, "sums", counted)
+    [found] = strongest_targets(made.subject, made.activations, [FeatureId("plt", 0, 0)], top=3, support=1)
+    assert len(found.edges) == 3
+    assert summed[0] == 200
+    assert sum(summed[1:]) < 15
+
+
+def test_equal_weights_keep_the_order_of_the_targets() -> None:
+    """All encoders and all activations alike: every target weighs the same."""
+    made = make("plt", "resid_mid", seed=3, n_layers=3, widths=(5,), n_tokens=9, density=1.0)
+    dictionary = made.subject.dictionary
+    for layer in (1, 2):
+        dictionary.at(layer).W_enc.tensor[:] = dictionary.at(1).W_enc.tensor[:1]
+        made.activations.layers[layer].data[:] = 1.5
+    [found] = strongest_targets(made.subject, made.activations, [FeatureId("plt", 0, 2)], top=7, support=1)
+    assert [(edge.target.layer, edge.target.index) for edge in found.edges] == [*((1, j) for j in range(5)), (2, 0), (2, 1)]
+
+
+def test_loud_targets_that_never_fire_with_the_source_are_counted() -> None:
+    """Of the one loudest target in 40, counted on all later layers together."""
+    made = make("plt", "resid_mid", seed=4, n_layers=3, widths=(20,), n_tokens=12, density=1.0)
+    source, encoders = FeatureId("plt", 0, 0), made.subject.dictionary.at(2).W_enc.tensor
+    encoders[7] = 100 * made.subject.dictionary.decoder(source)[0]
+    assert strongest_targets(made.subject, made.activations, [source], top=5, support=1)[0].n_never_coactive == 0
+    layer = made.activations.layers[2].tolil()
+    layer[:, 7] = 0
+    silent = replace(made.activations, layers=(*made.activations.layers[:2], layer.tocsr()))
+    assert strongest_targets(made.subject, silent, [source], top=5, support=1)[0].n_never_coactive == 1
+
+
+def test_the_typical_weight_is_over_all_targets_of_the_layer() -> None:
+    made = make("clt", "mlp_in", seed=6, widths=(7,), density=1.0)
+    source = FeatureId("clt", 0, 1)
+    [found] = strongest_targets(made.subject, made.activations, [source], top=3, support=1)
+    for edge in found.edges:
+        norm = made.subject.model.mlp_norm(edge.target.layer)
+        row = virtual_weights.row(made.subject.dictionary, source, edge.target.layer, norm)
+        assert edge.typical_virtual_weight == pytest.approx(float(row.square().mean().sqrt()), rel=1e-5)
+
+
 def test_the_last_layer_feeds_nothing() -> None:
     made = make("plt", "resid_mid", seed=0)
     assert list(source_edges(made.subject, made.activations, [FeatureId("plt", 2, 1)], top=5, support=1)) == [
         (FeatureId("plt", 2, 1), (), 0)
     ]
-
-
-def test_equal_weights_keep_the_order_of_the_targets() -> None:
-    assert strongest(np.array([1.0, -2.0, 2.0, 3.0, 1.0]), np.array([True, True, True, False, True]), 3).tolist() == [1, 2, 0]
 
 
 def test_a_target_that_never_fires_weighs_nothing() -> None:
@@ -175,4 +275,4 @@ def test_a_target_that_never_fires_weighs_nothing() -> None:
         weighted=zeros, gated=zeros, n_coactive=zeros.astype(int), target_sum=np.zeros(1), n_firing=np.zeros(1, int), n_tokens=9
     )
     weights = weigh(np.full((1, 1), 7.0), silent)
-    assert (weights.virtual, weights.era, weights.twera) == (7.0, 0.0, 0.0)
+    assert (float(weights.virtual.item()), weights.era.item(), weights.twera.item()) == (7.0, 0.0, 0.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -155,3 +156,62 @@ def test_a_cross_layer_dictionary_that_reads_behind_what_it_writes_is_refused(ki
             virtual_weights.reading(dictionary)
     else:
         assert virtual_weights.reading(dictionary) == virtual_weights.READINGS["resid_post"]
+
+
+@given(st.sampled_from(["clt", "plt"]), st.integers(0, 2**31), st.integers(1, 5))
+def test_running_sums_are_what_each_source_has_written(kind: Kind, seed: int, n_layers: int) -> None:
+    dictionary = made(kind, seed=seed, n_layers=n_layers)
+    sources = [FeatureId(kind, layer, index) for index in (3, 0) for layer in reversed(range(n_layers))]
+    running = virtual_weights.Written(dictionary=dictionary, sources=sources)
+    for target_layer in range(0, n_layers, 2):  # a layer without features is passed over
+        summed = running.before(target_layer)
+        for source, found in zip(sources, summed, strict=True):
+            expected = virtual_weights.written(dictionary, source, target_layer) if source.layer < target_layer else torch.zeros(8).double()
+            torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_no_decoder_is_read_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    dictionary, rows = made("clt", seed=0, n_layers=4), Matrix.rows
+    read: list[tuple[str, int, int]] = []
+
+    def counted(self: Matrix, index: list[int], *, out: int) -> torch.Tensor:
+        read.extend((self.where, each, out) for each in index)
+        return rows(self, index, out=out)
+
+    monkeypatch.setattr(Matrix, "rows", counted)
+    running = virtual_weights.Written(dictionary=dictionary, sources=[FeatureId("clt", 0, 1), FeatureId("clt", 0, 4)])
+    for target_layer in (1, 2, 3, 3):
+        running.before(target_layer)
+    assert sorted(read) == [("made", index, out) for index in (1, 4) for out in range(3)]
+    with pytest.raises(ValueError, match="were added already"):
+        running.before(2)
+
+
+@given(st.integers(0, 2**31), st.integers(1, 9), st.integers(1, 60), st.integers(1, 60), st.booleans())
+def test_panels_are_the_virtual_weights_whatever_the_blocks(seed: int, d_model: int, block: int, panel: int, scaled: bool) -> None:
+    """Within the stated bound on rounding; a panel may be narrower than the layer, a block narrower than the panel."""
+    generator = torch.Generator().manual_seed(seed)
+    encoders = torch.randn(11, d_model, generator=generator).bfloat16()
+    scale = torch.rand(11, generator=generator) + 0.5 if scaled else None
+    W_enc, directions = Matrix(encoders, "made", scale), torch.randn(3, d_model, generator=generator).double()
+    wide = W_enc.rows(slice(None)).double()
+    exact = directions @ wide.T
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(virtual_weights, "BLOCK_ELEMENTS", block)
+        patch.setattr(virtual_weights, "PANEL_ELEMENTS", panel)
+        found = list(virtual_weights.panels(W_enc, directions))
+        owner, index = np.array([2, 0, 2, 1]), np.array([10, 0, 3, 3])
+        one_by_one = virtual_weights.pairs(W_enc, directions, owner, index)
+    assert [each.start for each in found] == np.cumsum([0, *(len(each.encoder_norm) for each in found)])[:-1].tolist()
+    virtual = np.concatenate([each.virtual for each in found], axis=1)
+    norms = np.concatenate([each.encoder_norm for each in found])
+    np.testing.assert_allclose(norms, wide.norm(dim=1), rtol=1e-5)
+    assert (np.abs(virtual - exact.numpy()) <= found[0].rounding[:, None] * norms).all()
+    np.testing.assert_allclose(one_by_one, exact[owner, index], rtol=1e-6, atol=1e-9)
+
+
+def test_an_encoder_that_is_not_finite_is_refused() -> None:
+    encoders = torch.ones(5, 2)
+    encoders[3, 1] = float("inf")
+    with pytest.raises(SubjectError, match="made holds numbers that are not finite"):
+        list(virtual_weights.panels(Matrix(encoders, "made"), torch.zeros(1, 2).double()))

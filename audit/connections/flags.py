@@ -1,0 +1,38 @@
+"""What to keep in mind about a connection. A flag never removes it: the reader decides."""
+
+from __future__ import annotations
+
+from torch.nn.functional import cosine_similarity
+
+from audit.candidates.describe import ANTIPODAL, DENSE_FREQUENCY
+from audit.connections.twera import Edge, Strongest
+from audit.records import FeatureId
+from audit.records.connections import ConnectionFlag
+from audit.subject.dictionary import Dictionary
+
+SMALL = 0.1
+"""|V| below this share of its root mean square over the layer is small; a normal distribution has 8 % below it."""
+
+
+def flags(dictionary: Dictionary, found: Strongest) -> tuple[tuple[ConnectionFlag, ...], ...]:
+    """Flags of each edge of a source, in their order."""
+    return tuple(_flags(dictionary, found.source, edge) for edge in found.edges)
+
+
+def _flags(dictionary: Dictionary, source: FeatureId, edge: Edge) -> tuple[ConnectionFlag, ...]:
+    holds = {
+        ConnectionFlag.DENSE: edge.target_frequency > DENSE_FREQUENCY,
+        ConnectionFlag.ANTIPODAL: antipodal(dictionary, source, edge.target),
+        ConnectionFlag.SMALL_V_LARGE_TWERA: abs(edge.virtual_weight) < SMALL * edge.typical_virtual_weight,
+    }
+    return tuple(flag for flag, held in holds.items() if held)
+
+
+def antipodal(dictionary: Dictionary, source: FeatureId, target: FeatureId) -> bool:
+    """Whether two features read opposite directions and write opposite ones, all that each writes summed over layers."""
+    read = cosine_similarity(dictionary.encoder(source), dictionary.encoder(target), dim=0)
+    if read >= -ANTIPODAL:  # its product with another cosine cannot be above the limit: no decoder is read
+        return False
+    own, other = (dictionary.decoder(feature).sum(0) for feature in (source, target))
+    written = cosine_similarity(own, other, dim=0)
+    return bool(written < 0) and bool(read * written > ANTIPODAL)
