@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from audit.candidates import describe, search
 from audit.candidates.known import Known, open_known
-from audit.connections import connect
+from audit.connections import ScenarioActivations, connect
 from audit.errors import SubjectError
 from audit.events import Observer, StepProgress, check_stop, timed
 from audit.judging.tally import tally
@@ -26,6 +30,7 @@ from audit.records import (
     Positions,
     PromptKind,
     Ranking,
+    ScenarioTokens,
     StrengthUnit,
     SweepPlan,
 )
@@ -36,6 +41,7 @@ from audit.steering.plan import DEFAULT_STRENGTHS, plan_sweep
 from audit.steering.plan import estimate as estimate_sweep
 from audit.steering.strengths import Scales, scales
 from audit.steering.treatments import multiplicative, number
+from audit.steering.unsteered import unsteered
 from audit.subject import Opening, Subject, TokenActivations, load_subject, observe, passages
 from audit.subject.formats import directions
 
@@ -146,11 +152,54 @@ def find_candidates(bench: Bench) -> CandidateSet:
 
 def find_connections(bench: Bench, candidates: CandidateSet) -> DownstreamConnections:
     """Candidates → their downstream targets."""
+    return connections_of(bench, [candidate.feature for candidate in candidates.candidates])
+
+
+def connections_of(bench: Bench, sources: Sequence[FeatureId]) -> DownstreamConnections:
+    """Features → their downstream targets.
+
+    Raises:
+        UsageError: the dictionary has no such feature.
+    """
+    scenario = scenario_activations(bench) if bench.config.scenario_rollouts else None
     with timed(bench.observer, "connections") as note:
-        found = connect(bench.subject, candidates, bench.activations, known=bench.known, observer=bench.observer)
+        found = connect(
+            bench.subject,
+            sources,
+            bench.activations,
+            scenario=scenario,
+            attention_tokens=bench.config.attention_tokens if bench.config.through_attention else 0,
+            known=bench.known,
+            observer=bench.observer,
+        )
         none = "" if any(each.n_targets for each in found.features) else ": no later layer has features, so nothing can be predicted"
         note.summary = f"{sum(len(each.targets) for each in found.features)} targets on {found.n_tokens} tokens{none}"
     return found
+
+
+def scenario_activations(bench: Bench) -> ScenarioActivations:
+    """Activations on the scenario's own tokens: its prompts, each counted once, and what the unsteered model writes to them."""
+    with timed(bench.observer, "scenario") as note:
+        rollouts = unsteered(
+            bench.subject,
+            bench.scenario,
+            bench.scales,
+            n_rollouts=bench.config.scenario_rollouts,
+            seed=bench.config.seed,
+            observer=bench.observer,
+        )
+        documents = [each.prompt_ids + each.token_ids for each in rollouts]
+        whole = observe(bench.subject.model, bench.subject.dictionary, documents, progress=_told(bench.observer, "scenario"))
+        written = np.array([len(each.prompt_ids) if each.sample else 0 for each in rollouts])  # from where on tokens count
+        found = whole.selected(whole.position >= written[whole.document])
+        note.summary = f"{found.n_tokens} tokens of {len(rollouts)} unsteered rollouts"
+    tokens = ScenarioTokens(
+        scenario=bench.scenario.id,
+        n_rollouts=len(rollouts),
+        n_tokens=found.n_tokens,
+        tokens_sha256=hashlib.sha256(json.dumps(documents).encode()).hexdigest(),
+    )
+    return ScenarioActivations(tokens=tokens, activations=found)
 
 
 def predict(bench: Bench, connections: DownstreamConnections) -> Ranking:

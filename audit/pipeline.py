@@ -13,6 +13,7 @@ import torch
 
 from audit.bench import (
     Bench,
+    connections_of,
     estimate,
     explore,
     find_candidates,
@@ -44,7 +45,18 @@ from audit.records import (
 )
 from audit.steering import preflight, sweep
 
-__all__ = ["Bench", "estimate", "explore", "find_candidates", "find_connections", "make_plan", "predict", "prepare", "run_audit"]
+__all__ = [
+    "Bench",
+    "connections_of",
+    "estimate",
+    "explore",
+    "find_candidates",
+    "find_connections",
+    "make_plan",
+    "predict",
+    "prepare",
+    "run_audit",
+]
 
 Record = TypeVar("Record")
 
@@ -76,6 +88,9 @@ class AuditKey:
     strengths: tuple[float, ...]
     unit: StrengthUnit
     positions: Positions
+    scenario_rollouts: int
+    attention_tokens: int
+    """0 where attention was not followed."""
 
 
 def run_audit(config: AuditConfig, ledger: Ledger, observer: Observer, *, fresh: bool = False) -> AuditOutcome:
@@ -152,6 +167,8 @@ def _fingerprint(bench: Bench, provenance: Provenance) -> str:
         strengths=strengths_of(bench),
         unit=unit_of(bench),
         positions=positions_of(bench),
+        scenario_rollouts=config.scenario_rollouts,
+        attention_tokens=config.attention_tokens if config.through_attention else 0,
     )
     return digest(dump(key))
 

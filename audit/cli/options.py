@@ -73,6 +73,34 @@ def opening_options(command: Command) -> Command:
     )
 
 
+def connection_options(command: Command) -> Command:
+    """What connections are weighed on besides the corpus."""
+    return _all(
+        command,
+        click.option(
+            "--scenario-rollouts",
+            metavar="N",
+            type=click.IntRange(min=0),
+            default=_DEFAULTS["scenario_rollouts"],
+            show_default=True,
+            help="Unsteered rollouts whose tokens connections are weighed on too.",
+        ),
+        click.option(
+            "--through-attention",
+            is_flag=True,
+            help="Weigh effects through attention too; costs a candidate and token as much as the attention of all later layers.",
+        ),
+        click.option(
+            "--attention-tokens",
+            metavar="N",
+            type=click.IntRange(min=1),
+            default=_DEFAULTS["attention_tokens"],
+            show_default=True,
+            help="Corpus tokens on which attention is followed.",
+        ),
+    )
+
+
 def sweep_options(command: Command) -> Command:
     """How much is sampled, and at which doses."""
     return _all(

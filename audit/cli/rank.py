@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from audit.cli import output
-from audit.cli.options import config_of, output_options, subject_options
+from audit.cli.options import config_of, connection_options, output_options, subject_options
 from audit.cli.progress import watching
 from audit.errors import ExitCode
 
@@ -20,6 +20,7 @@ Examples:
 
 @click.command(epilog=EPILOG)
 @subject_options
+@connection_options
 @output_options
 @click.pass_context
 def rank(ctx: click.Context, /, **options: Any) -> ExitCode:

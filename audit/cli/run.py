@@ -8,7 +8,7 @@ import click
 
 from audit.cli import output, summary
 from audit.cli.diagnostics import GATE_CODES
-from audit.cli.options import config_of, ledger_option, output_options, subject_options, sweep_options
+from audit.cli.options import config_of, connection_options, ledger_option, output_options, subject_options, sweep_options
 from audit.cli.progress import watching
 from audit.cli.reporting import out_option, refuse_unwritable, write_report
 from audit.errors import ExitCode
@@ -27,6 +27,7 @@ A run that was stopped, by Ctrl-C or otherwise, goes on where it was when the sa
 
 @click.command(epilog=EPILOG)
 @subject_options
+@connection_options
 @sweep_options
 @ledger_option
 @out_option

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from audit.cli import output
-from audit.cli.options import Factors, config_of, output_options, subject_options, sweep_options
+from audit.cli.options import Factors, config_of, connection_options, output_options, subject_options, sweep_options
 from audit.cli.progress import watching
 from audit.errors import ExitCode
 from audit.records import CellResult, FeatureId
@@ -24,6 +24,7 @@ An exploration: it is printed and not recorded, so it proves no prediction. 'ult
 
 @click.command(epilog=EPILOG)
 @subject_options
+@connection_options
 @sweep_options
 @click.option(
     "--factor",

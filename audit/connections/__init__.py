@@ -2,93 +2,102 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 
 from audit.candidates.examples import label
 from audit.candidates.known import NOTHING, Known
 from audit.candidates.unembeds import extremes
-from audit.connections.flags import flags
-from audit.connections.twera import Edge, Strongest, strongest_targets
+from audit.connections.attention import Flow, through_attention
+from audit.connections.listing import Weighed, listed
+from audit.connections.twera import Strongest, Told, strongest_targets
 from audit.events import Observer, StepProgress, check_stop
-from audit.records import CandidateSet, Connection, DownstreamConnections, FeatureConnections, FeatureId, TokenWeight
-from audit.records.connections import ConnectionFlag
+from audit.records import AttentionTokens, DownstreamConnections, FeatureId, ScenarioTokens, TokenWeight
 from audit.subject import Subject
 from audit.subject.activations import TokenActivations
 
-__all__ = ["connect"]
+__all__ = ["ScenarioActivations", "connect"]
 
 STEP = "connections"
 
-DescribeTarget = Callable[[FeatureId], tuple[str, tuple[TokenWeight, ...]]]
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ScenarioActivations:
+    """The scenario's own tokens, and what features do on them."""
+
+    tokens: ScenarioTokens
+    activations: TokenActivations
 
 
 def connect(
     subject: Subject,
-    candidates: CandidateSet,
+    sources: Sequence[FeatureId],
     activations: TokenActivations,
     *,
     top: int = 32,
     support: int = 20,
+    scenario: ScenarioActivations | None = None,
+    attention_tokens: int = 0,
     known: Known = NOTHING,
     observer: Observer,
 ) -> DownstreamConnections:
-    """Find every candidate's strongest downstream targets on one corpus.
+    """Find every candidate's strongest downstream targets.
 
     Args:
         subject: model and dictionary.
-        candidates: the sources, in the order of the result.
+        sources: the candidates, in the order of the result.
         activations: of the corpus; its content tokens are what the expectations run over.
-        top: targets kept a candidate, by |TWERA|.
-        support: fewest tokens on which candidate and target must fire together; targets below it are counted, not ranked.
+        top: targets listed a candidate and way of weighing, by absolute weight.
+        support: fewest tokens on which candidate and target must fire together; what is below it is shown apart, never ranked.
+        scenario: weigh on these tokens too.
+        attention_tokens: content tokens of the corpus on which effects are followed through attention; 0 leaves that out.
         known: labels of others, which name targets in place of computed ones.
-        observer: told the layers done; may stop between them.
+        observer: told how far it is; may stop between layers and documents.
 
     Raises:
-        SubjectError: the dictionary reads a site without a virtual weight.
+        UsageError: the dictionary has no such feature.
+        SubjectError: the dictionary reads a site without a virtual weight, or attention cannot be followed in this model.
         Interrupted: the observer asked to stop.
     """
-    sources = [candidate.feature for candidate in candidates.candidates]
+    for source in sources:
+        subject.dictionary.check(source)
 
     @cache  # candidates share targets
-    def describe_target(feature: FeatureId) -> tuple[str, tuple[TokenWeight, ...]]:
+    def describe(feature: FeatureId) -> tuple[str, tuple[TokenWeight, ...]]:
         given = known.label_of(feature)
         return given[0] if given else label(subject.model, activations, feature), extremes(subject, feature)[0]
 
+    def weigh(on: TokenActivations) -> tuple[Strongest, ...]:
+        return strongest_targets(subject, on, sources, top=top, support=support, device=subject.model.device, told=_told(observer))
+
+    flow = None
+    if attention_tokens:
+        flow = through_attention(subject, activations, sources, max_tokens=attention_tokens, observer=observer)
+    weighed = Weighed(
+        corpus=weigh(activations),
+        scenario=None if scenario is None else weigh(scenario.activations),
+        flow=flow,
+        tokens=[((), ()) for _ in sources],
+    )
+    on_scenario = None if scenario is None else scenario.activations
+    features = listed(subject, weighed, activations, on_scenario, top=top, support=support, describe=describe)
+    return DownstreamConnections(
+        features=features,
+        corpus_sha256=subject.info.corpus_sha256,
+        n_tokens=activations.n_tokens,
+        attention=None if flow is None else _cost(flow),
+        scenario=None if scenario is None else scenario.tokens,
+    )
+
+
+def _told(observer: Observer) -> Told:
     def told(done: int, total: int, layer: int) -> None:
         check_stop(observer)
         observer.notify(StepProgress(STEP, done, total, f"layer {layer}"))
 
-    found = strongest_targets(subject, activations, sources, top=top, support=support, device=subject.model.device, told=told)
-    return DownstreamConnections(
-        features=tuple(_feature(subject, each, support, describe_target) for each in found),
-        corpus_sha256=subject.info.corpus_sha256,
-        n_tokens=activations.n_tokens,
-    )
+    return told
 
 
-def _feature(subject: Subject, found: Strongest, support: int, describe_target: DescribeTarget) -> FeatureConnections:
-    marked = zip(found.edges, flags(subject.dictionary, found), strict=True)
-    return FeatureConnections(
-        source=found.source,
-        targets=tuple(_connection(edge, its, describe_target) for edge, its in marked),
-        n_targets=sum(subject.dictionary.widths[found.source.layer + 1 :]),
-        n_unsupported=found.n_unsupported,
-        support_cutoff=support,
-        n_never_coactive=found.n_never_coactive,
-    )
-
-
-def _connection(edge: Edge, flags: tuple[ConnectionFlag, ...], describe_target: DescribeTarget) -> Connection:
-    label, unembeds = describe_target(edge.target)
-    return Connection(
-        target=edge.target,
-        virtual_weight=edge.virtual_weight,
-        era=edge.era,
-        twera=edge.twera,
-        n_coactive=edge.n_coactive,
-        target_frequency=edge.target_frequency,
-        target_label=label,
-        target_unembeds=unembeds,
-        flags=flags,
-    )
+def _cost(flow: Flow) -> AttentionTokens:
+    return AttentionTokens(n_tokens=flow.n_tokens, n_documents=flow.n_documents, operations=flow.operations)

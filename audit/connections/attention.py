@@ -77,6 +77,8 @@ class Flow:
     """(n_tokens,): the tokens used, as rows of the activations."""
     n_documents: int
     """Whole documents that these are the content tokens of."""
+    operations: float
+    """Multiplications and additions, beside one forward pass of each document."""
 
     @property
     def n_tokens(self) -> int:
@@ -115,8 +117,8 @@ def through_attention(
     decoders = tuple(subject.dictionary.decoder(source) for source in sources)
     texts = subject.corpus if documents is None else documents
     used = spread(activations, max_tokens)
-    sums = _Sums(subject, activations, tuple(sources))
     frozen = FrozenModel(subject.model)
+    sums = _Sums(subject, activations, tuple(sources), frozen.n_weights)
     for done, rows in enumerate(used):
         check_stop(observer)
         observer.notify(StepProgress(STEP, done, len(used), f"{sum(len(each) for each in used[:done])} tokens"))
@@ -163,12 +165,17 @@ def _fires(activations: TokenActivations, rows: NDArray[np.int64], source: Featu
 class _Sums:
     """Sums over tokens for all sources and all targets, in float64."""
 
-    def __init__(self, subject: Subject, activations: TokenActivations, sources: tuple[FeatureId, ...]) -> None:
+    def __init__(
+        self, subject: Subject, activations: TokenActivations, sources: tuple[FeatureId, ...], weights: Sequence[int]
+    ) -> None:
         self.subject, self.activations, self.sources = subject, activations, sources
+        self.weights = weights
+        """Of each layer's attention."""
         lowest = min((source.layer for source in sources), default=subject.dictionary.n_layers)
         widths = subject.dictionary.widths
         self.layers = {layer: np.zeros((3, len(sources), widths[layer])) for layer in subject.dictionary.present if layer > lowest}
         """Layer → (3, S, F): a_j times the direct change, a_j times the attended change, tokens reached."""
+        self.operations = 0.0
 
     def add(self, layer: int, places: NDArray[np.int64], rows: NDArray[np.int64], changes: Tensor, reached: NDArray[np.bool_]) -> None:
         """Add what a layer's features read of the changes on some tokens.
@@ -195,6 +202,7 @@ class _Sums:
             return
         encoders = self._encoders(layer, features, changes.device)
         dots = _dots(encoders, place.to(changes.device), changes) * weight[..., None]
+        self.operations += 2.0 * place.numel() * changes[0].numel()
         counted = torch.from_numpy(reached)[:, None] & (weight > 0)[..., None]
         found = torch.cat([dots, counted.double()], dim=-1).flatten(0, 1)
         summed = torch.zeros(len(features), found.shape[1], dtype=torch.float64).index_add_(0, place.flatten(), found)
@@ -212,7 +220,7 @@ class _Sums:
     def flow(self, rows: NDArray[np.int64], n_documents: int) -> Flow:
         """The weighted means, over the tokens used."""
         layers = tuple(self._mean(layer, self.layers.pop(layer), rows) for layer in tuple(self.layers))
-        return Flow(sources=self.sources, layers=layers, rows=rows, n_documents=n_documents)
+        return Flow(sources=self.sources, layers=layers, rows=rows, n_documents=n_documents, operations=self.operations)
 
     def _mean(self, layer: int, sums: Floats, rows: NDArray[np.int64]) -> LayerFlow:
         target = positive(self.activations.layers[layer][rows])
@@ -273,6 +281,7 @@ class _Streams:
         self.direct = torch.zeros(shape, device=sums.subject.model.device)
         self.attended = torch.zeros_like(self.direct)
         self.moved = False
+        self.d_heads = sums.subject.model.d_heads
 
     def visit(self, layer: int, attend: Attend) -> None:
         """Go on from before a layer to behind it."""
@@ -282,6 +291,7 @@ class _Streams:
             self._write(layer)
         if self.moved and any(target >= layer for target in self.sums.layers):
             self.attended += attend(self.direct + self.attended)
+            self.sums.operations += 2.0 * self.direct[..., 0].numel() * (self.sums.weights[layer] + self.direct.shape[1] * self.d_heads)
         if self.reads != "resid_pre":
             self._read(layer)
         if self.writes != "resid_pre":

@@ -14,16 +14,22 @@ SMALL = 0.1
 """|V| below this share of its root mean square over the layer is small; a normal distribution has 8 % below it."""
 
 
-def flags(dictionary: Dictionary, found: Strongest) -> tuple[tuple[ConnectionFlag, ...], ...]:
-    """Flags of each edge of a source, in their order."""
-    return tuple(_flags(dictionary, found.source, edge) for edge in found.edges)
+def flags(dictionary: Dictionary, found: Strongest, edge: Edge, support: int) -> tuple[ConnectionFlag, ...]:
+    """Flags of one connection.
 
-
-def _flags(dictionary: Dictionary, source: FeatureId, edge: Edge) -> tuple[ConnectionFlag, ...]:
+    Args:
+        dictionary: of both its ends.
+        found: its source.
+        edge: the connection.
+        support: the cut-off.
+    """
+    target = edge.target
     holds = {
         ConnectionFlag.DENSE: edge.target_frequency > DENSE_FREQUENCY,
-        ConnectionFlag.ANTIPODAL: antipodal(dictionary, source, edge.target),
-        ConnectionFlag.SMALL_V_LARGE_TWERA: abs(edge.virtual_weight) < SMALL * edge.typical_virtual_weight,
+        ConnectionFlag.ANTIPODAL: antipodal(dictionary, found.source, target),
+        ConnectionFlag.SMALL_V_LARGE_TWERA: edge.twera != 0 and abs(edge.virtual_weight) < SMALL * found.typical[target.layer],
+        ConnectionFlag.UNSUPPORTED: 0 < edge.n_coactive < support,
+        ConnectionFlag.NEVER_COACTIVE: target in found.never_coactive,
     }
     return tuple(flag for flag, held in holds.items() if held)
 

@@ -145,6 +145,11 @@ class FrozenModel:
         self._model = model
         self._layers = [_attention_of(model, layer) for layer in range(model.n_layers)]
 
+    @property
+    def n_weights(self) -> tuple[int, ...]:
+        """Weights of each layer's attention: a change of n tokens costs 2·n times as many operations, and those of the pattern."""
+        return tuple(sum(weight.numel() for weight in each.module.parameters()) for each in self._layers)
+
     def run(self, document: Sequence[int], visit: Visit) -> None:
         """Run the real model over one document; after each layer, ``visit`` gets that layer's attention, frozen.
 

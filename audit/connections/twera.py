@@ -11,7 +11,7 @@ Blind spots: a target that the source switches off does not co-fire with it; eff
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from audit.connections import coactivation, virtual_weights
-from audit.connections.coactivation import Coactivation, Firing, Floats, Targets
+from audit.connections.coactivation import Coactivation, Firing, Floats, Meeting, Targets
 from audit.connections.virtual_weights import Panel
 from audit.records import FeatureId
 from audit.subject import Subject
@@ -30,6 +30,8 @@ from audit.subject.matrix import Matrix
 
 LOUDEST = 1e-4
 """Share of a source's targets, by |V|, among which those that never fire with it are counted."""
+SHOWN = 8
+"""Targets kept a source of those that are not ranked: the strongest below the cut-off, the largest |V| of those that never fire with it."""
 WIDER = 1 + 1e-9
 """By which bounds are widened, for the rounding of sums over tokens."""
 ROW = np.dtype(
@@ -70,8 +72,6 @@ class Edge:
     twera: float
     n_coactive: int
     target_frequency: float
-    typical_virtual_weight: float
-    """Root mean square of the source's virtual weights on all features of the target's layer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +85,12 @@ class Strongest:
     """Targets that fire together with the source, but on fewer tokens than the cut-off."""
     n_never_coactive: int
     """Those of the ``LOUDEST`` targets by |V| that never fire together with the source."""
+    unsupported: tuple[Edge, ...] = ()
+    """The strongest of the unsupported, largest |TWERA| first."""
+    never_coactive: tuple[FeatureId, ...] = ()
+    """The strongest of those that never fire together with the source, largest |V| first."""
+    typical: Mapping[int, float] = field(default_factory=dict)
+    """Target layer → root mean square of the source's virtual weights on all its features."""
 
 
 def weigh(virtual: Floats, coactive: Coactivation) -> Weights:
@@ -173,70 +179,88 @@ def source_edges(
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
+class _Kept:
+    """The strongest targets so far."""
+
+    top: int
+    rows: NDArray[np.void] = field(default_factory=lambda: np.zeros(0, dtype=ROW))
+
+    @property
+    def weakest(self) -> float:
+        """|TWERA| that a target must reach."""
+        return float(abs(self.rows["twera"][-1])) if len(self.rows) == self.top else 0.0
+
+    def merge(self, rows: NDArray[np.void]) -> None:
+        """Take in more targets."""
+        if len(rows):
+            both = np.concatenate([self.rows, rows])
+            self.rows = both[np.lexsort((both["index"], both["layer"], -np.abs(both["twera"])))][: self.top]
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
 class _Found:
     """What is known of one source's targets so far."""
 
     source: FeatureId
     firing: Firing
-    top: int
     support: int
     n_loudest: int
     """Targets among which those that never fire with the source are counted: ``LOUDEST`` of all."""
-    kept: NDArray[np.void] = field(default_factory=lambda: np.zeros(0, dtype=ROW))
+    ranked: _Kept
+    unsupported: _Kept
     n_unsupported: int = 0
-    loudest: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, dtype=np.float32))
-    """Largest |V| so far."""
-    silent: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=bool))
-    """Whether those never fire with the source."""
+    loudest: NDArray[np.void] = field(default_factory=lambda: np.zeros(0, dtype=ROW))
+    """Targets with the largest |V| so far."""
     squares: dict[int, float] = field(default_factory=dict)
     """Target layer → sum of V²."""
     widths: dict[int, int] = field(default_factory=dict)
     """Target layer → targets summed."""
 
-    @property
-    def weakest(self) -> float:
-        """|TWERA| that a target must reach."""
-        return float(abs(self.kept["twera"][-1])) if len(self.kept) == self.top else 0.0
-
     def keep(self, rows: NDArray[np.void]) -> None:
         """Merge targets into those kept."""
-        if len(rows):
-            both = np.concatenate([self.kept, rows])
-            self.kept = both[np.lexsort((both["index"], both["layer"], -np.abs(both["twera"])))][: self.top]
+        enough = rows["n_coactive"] >= self.support
+        self.ranked.merge(rows[enough])
+        self.unsupported.merge(rows[~enough])
 
-    def count(self, layer: int, size: NDArray[np.float32], n_coactive: NDArray[np.intp]) -> None:
-        """Take in |V| on neighbouring targets, (P,), and the tokens on which each fires with the source, (P,)."""
-        self.n_unsupported += int(np.count_nonzero((n_coactive > 0) & (n_coactive < self.support)))
-        self.squares[layer] = self.squares.get(layer, 0.0) + float(size @ size)
-        self.widths[layer] = self.widths.get(layer, 0) + len(size)
-        floor = self.loudest.min() if len(self.loudest) == self.n_loudest else -1.0
+    def count(self, first: tuple[int, int], virtual: NDArray[np.float32], meeting: Meeting) -> None:
+        """Take in V on neighbouring targets, (P,), from the layer and the index of the first on, and how each meets the source."""
+        layer, start = first
+        self.n_unsupported += int(np.count_nonzero((meeting.n_coactive > 0) & (meeting.n_coactive < self.support)))
+        self.squares[layer] = self.squares.get(layer, 0.0) + float(virtual @ virtual)
+        self.widths[layer] = self.widths.get(layer, 0) + len(virtual)
+        size = np.abs(virtual)
+        floor = np.abs(self.loudest["virtual"]).min() if len(self.loudest) == self.n_loudest else -1.0
         louder = np.flatnonzero(size > floor)
-        sizes = np.concatenate([self.loudest, size[louder]])
-        silent = np.concatenate([self.silent, n_coactive[louder] == 0])
-        if len(sizes) > self.n_loudest:
-            order = np.argpartition(-sizes, self.n_loudest - 1)[: self.n_loudest]
-            sizes, silent = sizes[order], silent[order]
-        self.loudest, self.silent = sizes, silent
+        if len(louder) > self.n_loudest:
+            louder = louder[np.argpartition(-size[louder], self.n_loudest - 1)[: self.n_loudest]]
+        rows = np.zeros(len(louder), dtype=ROW)
+        rows["layer"], rows["index"], rows["virtual"] = layer, start + louder, virtual[louder]
+        rows["n_coactive"] = meeting.n_coactive[louder]
+        rows["frequency"] = meeting.targets.n_firing[louder] / meeting.targets.matrix.shape[0]
+        both = np.concatenate([self.loudest, rows])
+        self.loudest = both[np.lexsort((both["index"], both["layer"], -np.abs(both["virtual"])))][: self.n_loudest]
 
     def result(self, kind: str) -> Strongest:
         """All of it."""
+        silent = self.loudest[self.loudest["n_coactive"] == 0]
         return Strongest(
             source=self.source,
-            edges=tuple(self._edge(kind, row) for row in self.kept),
+            edges=tuple(self._edge(kind, row) for row in self.ranked.rows),
             n_unsupported=self.n_unsupported,
-            n_never_coactive=int(np.count_nonzero(self.silent)),
+            n_never_coactive=len(silent),
+            unsupported=tuple(self._edge(kind, row) for row in self.unsupported.rows),
+            never_coactive=tuple(FeatureId(kind, int(row["layer"]), int(row["index"])) for row in silent[:SHOWN]),
+            typical={layer: float(np.sqrt(square / self.widths[layer])) for layer, square in self.squares.items()},
         )
 
     def _edge(self, kind: str, row: np.void) -> Edge:
-        layer = int(row["layer"])
         return Edge(
-            target=FeatureId(kind, layer, int(row["index"])),
+            target=FeatureId(kind, int(row["layer"]), int(row["index"])),
             virtual_weight=float(row["virtual"]),
             era=float(row["era"]),
             twera=float(row["twera"]),
             n_coactive=int(row["n_coactive"]),
             target_frequency=float(row["frequency"]),
-            typical_virtual_weight=float(np.sqrt(self.squares[layer] / self.widths[layer])),
         )
 
 
@@ -249,7 +273,14 @@ def _begun(
         firing |= zip(own, coactivation.firings(activations.layers[layer], [source.index for source in own]), strict=True)
     n_targets = {source.layer: sum(dictionary.widths[source.layer + 1 :]) for source in sources}
     return tuple(
-        _Found(source=source, firing=firing[source], top=top, support=support, n_loudest=math.ceil(LOUDEST * n_targets[source.layer]))
+        _Found(
+            source=source,
+            firing=firing[source],
+            support=support,
+            n_loudest=math.ceil(LOUDEST * n_targets[source.layer]),
+            ranked=_Kept(top=top),
+            unsupported=_Kept(top=SHOWN),
+        )
         for source in sources
     )
 
@@ -271,19 +302,28 @@ class _Sift:
             flow: its activation over the norm denominator.
             row: of the panel.
         """
-        size = np.abs(self.panel.virtual[row])
+        virtual = self.panel.virtual[row]
         meeting = coactivation.meet(flow, self.some)
-        found.count(self.layer, size, meeting.n_coactive)
-        supported = np.flatnonzero(meeting.n_coactive >= max(found.support, 1))
-        slack = self.panel.rounding[row] * self.panel.encoder_norm[supported]
-        bound = flow.values.max(initial=0.0) * (size[supported] + slack)
-        near = bound * WIDER >= found.weakest
-        columns, slack = supported[near], slack[near]
-        if not len(columns):
-            return np.zeros(0, dtype=ROW)
+        found.count((self.layer, self.panel.start), virtual, meeting)
+        n_coactive = meeting.n_coactive
+        parts = []
+        for kept, some in (
+            (found.ranked, n_coactive >= max(found.support, 1)),
+            (found.unsupported, (n_coactive > 0) & (n_coactive < found.support)),
+        ):
+            columns = np.flatnonzero(some)
+            slack = self.panel.rounding[row] * self.panel.encoder_norm[columns]
+            bound = flow.values.max(initial=0.0) * (np.abs(virtual[columns]) + slack)
+            near = bound * WIDER >= kept.weakest
+            if near.any():
+                parts.append(self._rows(kept, meeting, columns[near], (np.abs(virtual[columns[near]]), slack[near])))
+        return np.concatenate([np.zeros(0, dtype=ROW), *parts])
+
+    def _rows(self, kept: _Kept, meeting: Meeting, columns: NDArray[np.intp], size: tuple[Floats, Floats]) -> NDArray[np.void]:
+        """Those of some targets that may be kept; ``size`` is their |V| and the rounding in it."""
         weighted, gated = meeting.sums(columns)
         expected = weighted / self.some.total[columns]
-        may = _may_lead(expected * size[columns], expected * slack, found.weakest, found.top)
+        may = _may_lead(expected * size[0], expected * size[1], kept.weakest, kept.top)
         rows = np.zeros(len(may), dtype=ROW)
         rows["layer"], rows["index"], rows["virtual"] = self.layer, self.panel.start + columns[may], 1.0
         rows["era"], rows["twera"] = gated[may] / self.n_tokens, expected[may]

@@ -19,9 +19,14 @@ from audit.records.candidates import (
     TokenWeight,
 )
 from audit.records.connections import (
+    AttentionTokens,
     Connection,
+    ConnectionFlag,
     DownstreamConnections,
     FeatureConnections,
+    ScenarioTokens,
+    TargetDescriptors,
+    TokenConnection,
 )
 from audit.records.judging import (
     AuditResult,
@@ -63,6 +68,7 @@ from audit.records.subject import (
 
 __all__ = [
     "ArmKind",
+    "AttentionTokens",
     "AuditConfig",
     "AuditHeader",
     "AuditOutcome",
@@ -73,6 +79,7 @@ __all__ = [
     "CellResult",
     "Check",
     "Connection",
+    "ConnectionFlag",
     "Descriptors",
     "DownstreamConnections",
     "Example",
@@ -93,10 +100,13 @@ __all__ = [
     "RankedFeature",
     "Ranking",
     "Rollout",
+    "ScenarioTokens",
     "StrengthUnit",
     "SubjectInfo",
     "SweepPlan",
+    "TargetDescriptors",
     "TargetRole",
+    "TokenConnection",
     "TokenWeight",
     "Treatment",
     "Verdict",

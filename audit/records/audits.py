@@ -37,6 +37,12 @@ class AuditConfig:
     """Go on although the dictionary looks as if it were loaded wrong."""
     labels: str | None = None
     """Label store."""
+    scenario_rollouts: int = 16
+    """Unsteered rollouts on whose tokens connections are weighed too; 0 leaves that out."""
+    through_attention: bool = False
+    """Follow candidates through attention too."""
+    attention_tokens: int = 4096
+    """Content tokens of the corpus on which they are followed."""
     passed: tuple[str, ...] = ()
     """Names of the fields that the caller gave; all others are defaults."""
 

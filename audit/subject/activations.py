@@ -41,7 +41,8 @@ class TokenActivations:
     layers: tuple[csr_matrix, ...]
     """(n_tokens, n_features) float32 a layer of the model; no columns where the dictionary has no features."""
     sigma: NDArray[np.float32]
-    """(n_tokens, n_layers): denominator of the norm that each layer's MLP reads through; 1 where the dictionary has no features."""
+    """(n_tokens, n_layers + 1): denominator of the norm that each layer's MLP reads through, 1 where the dictionary has no features; last,
+    that of the norm before the unembedding."""
     _by_feature: dict[int, csc_matrix] = field(default_factory=dict, repr=False)
 
     @property
@@ -56,6 +57,23 @@ class TokenActivations:
         matrix = self._by_feature[layer]
         span = slice(matrix.indptr[index], matrix.indptr[index + 1])
         return matrix.indices[span], matrix.data[span]
+
+    def following(self) -> NDArray[np.int32]:
+        """The content token that comes next in the document, (n_tokens,); −1 where another kind of token or none does."""
+        follows = (self.document[1:] == self.document[:-1]) & (self.position[1:] == self.position[:-1] + 1)
+        found = np.full(self.n_tokens, -1, dtype=np.int32)
+        found[:-1][follows] = self.token_ids[1:][follows]
+        return found
+
+    def selected(self, rows: NDArray[np.bool_]) -> TokenActivations:
+        """Those of some tokens, (n_tokens,), in order."""
+        return TokenActivations(
+            token_ids=self.token_ids[rows],
+            document=self.document[rows],
+            position=self.position[rows],
+            layers=tuple(layer[rows] for layer in self.layers),
+            sigma=self.sigma[rows],
+        )
 
     def counts(self, layer: int) -> NDArray[np.int64]:
         """Number of tokens on which each feature of a layer fires, (n_features,)."""
@@ -166,7 +184,8 @@ def observe(
         batch_tokens: tokens in a forward pass.
         progress: told after each batch; may raise to stop.
     """
-    sites = [(layer, name) for layer in dictionary.present for name in dict.fromkeys((dictionary.input_hook, "resid_mid"))]
+    read = [(layer, name) for layer in dictionary.present for name in (dictionary.input_hook, "resid_mid")]
+    sites = list(dict.fromkeys([*read, (dictionary.n_layers - 1, "resid_post")]))
     rows = [_SparseRows() for _ in range(dictionary.n_layers)]
     parts: list[tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32], NDArray[np.float32]]] = []
     done = 0
@@ -190,10 +209,11 @@ def _tokens_at_once(dictionary: Dictionary, layer: int) -> int:
 
 
 def _denominators(model: LanguageModel, dictionary: Dictionary, batch: ContentBatch) -> NDArray[np.float32]:
-    """(n_tokens, n_layers): of each layer's MLP norm; 1 where the dictionary has no features."""
-    found = np.ones((len(batch.token_ids), dictionary.n_layers), dtype=np.float32)
+    """(n_tokens, n_layers + 1): of each layer's MLP norm, 1 where the dictionary has no features, and of the final norm."""
+    found = np.ones((len(batch.token_ids), dictionary.n_layers + 1), dtype=np.float32)
     for layer in dictionary.present:
         found[:, layer] = model.mlp_norm(layer).denominator(batch.values[layer, "resid_mid"]).cpu().numpy()
+    found[:, -1] = model.final_norm.denominator(batch.values[dictionary.n_layers - 1, "resid_post"]).cpu().numpy()
     return found
 
 
@@ -202,7 +222,7 @@ def _in_order(
 ) -> TokenActivations:
     empty = np.zeros(0, dtype=np.int32)
     token_ids, document, position = (np.concatenate([empty, *(part[k] for part in parts)]) for k in range(3))
-    sigma = np.concatenate([np.zeros((0, len(layers)), dtype=np.float32), *(part[3] for part in parts)])
+    sigma = np.concatenate([np.zeros((0, len(layers) + 1), dtype=np.float32), *(part[3] for part in parts)])
     order = np.lexsort((position, document))
     return TokenActivations(
         token_ids=token_ids[order],

@@ -73,6 +73,11 @@ class LanguageModel(TextCodec):
         return self._norms[layer]
 
     @property
+    def final_norm(self) -> Norm:
+        """The norm that the unembedding reads through."""
+        return norm_of(self.backbone.get_submodule(self._family.final_norm), self._family.norm)
+
+    @property
     def _family(self) -> Architecture:
         return architecture_of(self.architecture)
 
@@ -87,7 +92,7 @@ class LanguageModel(TextCodec):
         The vector is brought to unit root mean square first (centred, where the norm centres), so that the norm's epsilon does not depend
         on its length. A cap on the final logits is not applied.
         """
-        norm = norm_of(self.backbone.get_submodule(self._family.final_norm), self._family.norm)
+        norm = self.final_norm
         wide = vectors.to(self.device).float()
         centred = norm.centred(wide)
         rms, whole = (x.pow(2).mean(-1, keepdim=True).sqrt() for x in (centred, wide))

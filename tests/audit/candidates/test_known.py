@@ -13,7 +13,7 @@ from audit.connections import connect
 from audit.errors import AuditError, SubjectError, UsageError
 from audit.events import SilentObserver
 from audit.labels import LabelStore
-from audit.records import CandidateSet, Example, FeatureId
+from audit.records import Example, FeatureId
 from audit.records.labels import Label
 
 FEATURE, OTHER = FeatureId("clt", 1, 4), FeatureId("clt", 1, 5)
@@ -113,7 +113,7 @@ def test_targets_have_the_labels_of_others(tiny_subject, observed, contrast, sce
     source = search(
         tiny_subject, observed, scenario, limit=100, acting=contrast[0], discussing=contrast[1], observer=SilentObserver()
     ).candidates
-    first = CandidateSet(concept="made", candidates=tuple(each for each in source if each.feature.layer == 0)[:1], n_searched=1)
+    first = [each.feature for each in source if each.feature.layer == 0][:1]
     plain = connect(tiny_subject, first, observed, support=1, observer=SilentObserver()).features[0].targets
     store = known(of(plain[2].target, "named"))
     shown = connect(tiny_subject, first, observed, support=1, known=store, observer=SilentObserver()).features[0].targets

@@ -15,7 +15,7 @@ from audit.candidates import describe
 from audit.connections import connect
 from audit.errors import Interrupted
 from audit.events import Event, SilentObserver, StepProgress
-from audit.records import Candidate, CandidateSet, DownstreamConnections, FeatureId
+from audit.records import DownstreamConnections, FeatureId
 from audit.records.connections import ConnectionFlag
 from audit.subject import Dictionary, Subject, TokenActivations, observe
 
@@ -26,19 +26,17 @@ def activations(tiny_subject: Subject) -> TokenActivations:
 
 
 @pytest.fixture
-def candidates(tiny_subject: Subject, activations: TokenActivations) -> CandidateSet:
+def candidates(tiny_subject: Subject, activations: TokenActivations) -> list[FeatureId]:
     """Two of layer 0 and one of layer 1 that fire most, not in the order of their layers."""
 
     def busiest(layer: int, place: int) -> FeatureId:
         return FeatureId(tiny_subject.dictionary.kind, layer, int(np.argsort(-activations.counts(layer), kind="stable")[place]))
 
-    features = [busiest(0, 0), busiest(1, 0), busiest(0, 1)]
-    found = tuple(Candidate(descriptors=describe(tiny_subject, activations, feature), fused_score=1.0, ranks=()) for feature in features)
-    return CandidateSet(concept="made", candidates=found, n_searched=len(found))
+    return [busiest(0, 0), busiest(1, 0), busiest(0, 1)]
 
 
 @pytest.fixture
-def connections(tiny_subject: Subject, candidates: CandidateSet, activations: TokenActivations) -> DownstreamConnections:
+def connections(tiny_subject: Subject, candidates: list[FeatureId], activations: TokenActivations) -> DownstreamConnections:
     return connect(tiny_subject, candidates, activations, support=1, observer=SilentObserver())
 
 
@@ -83,9 +81,9 @@ def test_twera_equals_attribution_through_the_models_own_frozen_norm(
 
 
 def test_candidates_keep_their_order_and_everything_is_counted(
-    tiny_subject: Subject, candidates: CandidateSet, connections: DownstreamConnections, activations: TokenActivations
+    tiny_subject: Subject, candidates: list[FeatureId], connections: DownstreamConnections, activations: TokenActivations
 ) -> None:
-    assert [found.source for found in connections.features] == [candidate.feature for candidate in candidates.candidates]
+    assert [found.source for found in connections.features] == candidates
     assert (connections.corpus_sha256, connections.n_tokens) == (tiny_subject.info.corpus_sha256, activations.n_tokens)
     for found in connections.features:
         assert found.n_targets == (3 - 1 - found.source.layer) * 24
@@ -104,7 +102,7 @@ def test_targets_look_like_the_features_they_are(
 
 
 def test_a_target_shared_by_candidates_is_described_once(
-    tiny_subject: Subject, candidates: CandidateSet, activations: TokenActivations, monkeypatch: pytest.MonkeyPatch
+    tiny_subject: Subject, candidates: list[FeatureId], activations: TokenActivations, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[FeatureId] = []
 
@@ -114,7 +112,7 @@ def test_a_target_shared_by_candidates_is_described_once(
 
     monkeypatch.setattr(audit.connections, "label", label)
     found = connect(tiny_subject, candidates, activations, support=1, observer=SilentObserver())
-    targets = [edge.target for source in found.features for edge in source.targets]
+    targets = [edge.target for source in found.features for edge in (*source.targets, *source.never_coactive)]
     assert len(asked) == len(set(asked))
     assert set(asked) == set(targets)
     assert len(targets) > len(asked)
@@ -127,7 +125,7 @@ def test_dense_targets_are_flagged_and_stay(connections: DownstreamConnections) 
     assert [edge for edge in targets if ConnectionFlag.DENSE in edge.flags] == dense
 
 
-def test_a_stop_is_heard_between_layers(tiny_subject: Subject, candidates: CandidateSet, activations: TokenActivations) -> None:
+def test_a_stop_is_heard_between_layers(tiny_subject: Subject, candidates: list[FeatureId], activations: TokenActivations) -> None:
     class StopsAfterOne(SilentObserver):
         seen = 0
 
@@ -144,15 +142,10 @@ def test_a_stop_is_heard_between_layers(tiny_subject: Subject, candidates: Candi
     assert observer.seen == 1
 
 
-def described(subject: Subject, activations: TokenActivations, features: list[FeatureId]) -> CandidateSet:
-    found = tuple(Candidate(descriptors=describe(subject, activations, feature), fused_score=1.0, ranks=()) for feature in features)
-    return CandidateSet(concept="made", candidates=found, n_searched=len(found))
-
-
 def test_features_of_a_single_layer_have_no_targets(tiny_sae_subject: Subject) -> None:
     own = observe(tiny_sae_subject.model, tiny_sae_subject.dictionary, tiny_sae_subject.corpus)
     features = [FeatureId("sae", 1, 5), FeatureId("sae", 1, 0)]
-    found = connect(tiny_sae_subject, described(tiny_sae_subject, own, features), own, support=1, observer=SilentObserver())
+    found = connect(tiny_sae_subject, features, own, support=1, observer=SilentObserver())
     assert [(each.source, each.targets, each.n_targets, each.n_unsupported) for each in found.features] == [
         (feature, (), 0, 0) for feature in features
     ]
@@ -164,9 +157,7 @@ def test_directions_are_connected_over_layers_without_any(tiny_vector_subject: S
     dictionary = tiny_vector_subject.dictionary
     own = observe(tiny_vector_subject.model, dictionary, tiny_vector_subject.corpus)
     features = [FeatureId("vector", 2, 1), FeatureId("vector", 0, 3)]
-    last, first = connect(
-        tiny_vector_subject, described(tiny_vector_subject, own, features), own, support=1, observer=SilentObserver()
-    ).features
+    last, first = connect(tiny_vector_subject, features, own, support=1, observer=SilentObserver()).features
     assert (last.targets, last.n_targets, first.n_targets) == ((), 0, 6)
     assert len(first.targets) == 6
     a_i = own.layers[0][:, 3].toarray().ravel().astype(np.float64)

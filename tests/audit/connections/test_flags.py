@@ -16,18 +16,26 @@ from audit.subject import Dictionary, Subject
 from audit.subject.matrix import Matrix
 
 SOURCE, TARGET = FeatureId("clt", 0, 1), FeatureId("clt", 2, 3)
-EDGE = Edge(target=TARGET, virtual_weight=0.5, era=0.1, twera=0.2, n_coactive=30, target_frequency=0.1, typical_virtual_weight=5.0)
+EDGE = Edge(target=TARGET, virtual_weight=0.5, era=0.1, twera=0.2, n_coactive=30, target_frequency=0.1)
 
 
 def flagged(dictionary: Dictionary, edge: Edge) -> tuple[ConnectionFlag, ...]:
-    [found] = flags(dictionary, Strongest(source=SOURCE, edges=(edge,), n_unsupported=0, n_never_coactive=0))
-    return found
+    found = Strongest(source=SOURCE, edges=(edge,), n_unsupported=0, n_never_coactive=0, typical={2: 5.0})
+    return flags(dictionary, found, edge, 20)
 
 
 def test_limits_are_exclusive(tiny_subject: Subject) -> None:
     assert flagged(tiny_subject.dictionary, EDGE) == ()
     assert flagged(tiny_subject.dictionary, replace(EDGE, target_frequency=0.1001)) == (ConnectionFlag.DENSE,)
     assert flagged(tiny_subject.dictionary, replace(EDGE, virtual_weight=-0.499)) == (ConnectionFlag.SMALL_V_LARGE_TWERA,)
+    assert flagged(tiny_subject.dictionary, replace(EDGE, n_coactive=20)) == ()
+    assert flagged(tiny_subject.dictionary, replace(EDGE, n_coactive=19)) == (ConnectionFlag.UNSUPPORTED,)
+
+
+def test_a_loud_target_that_never_fires_with_its_source_is_flagged_as_such_alone(tiny_subject: Subject) -> None:
+    edge = replace(EDGE, era=0.0, twera=0.0, n_coactive=0, virtual_weight=0.0)
+    found = Strongest(source=SOURCE, edges=(), n_unsupported=0, n_never_coactive=1, never_coactive=(TARGET,), typical={2: 5.0})
+    assert flags(tiny_subject.dictionary, found, edge, 20) == (ConnectionFlag.NEVER_COACTIVE,)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from scipy import sparse
 
 from audit.connections import virtual_weights
 from audit.connections.coactivation import Coactivation, Meeting
-from audit.connections.twera import Strongest, layer_weights, source_edges, strongest_targets, weigh
+from audit.connections.twera import SHOWN, Strongest, layer_weights, source_edges, strongest_targets, weigh
 from audit.records import FeatureId
 from audit.subject import Subject
 from audit.subject.activations import TokenActivations
@@ -173,13 +173,13 @@ def test_sources_of_several_layers_are_as_if_alone(made: Made, top: int, support
     sources = data.draw(st.lists(st.sampled_from(list(made.subject.dictionary.features())), max_size=6))  # a source may come twice
     together = strongest_targets(made.subject, made.activations, sources, top=top, support=support)
     alone = [strongest_targets(made.subject, made.activations, [source], top=top, support=support)[0] for source in sources]
-    assert [nearly(each) for each in together] == [nearly(each) for each in alone]
+    assert same(together, alone)
 
 
-def nearly(found: Strongest) -> Strongest:
-    """Without the last digits of what is summed in float32."""
-    edges = (replace(edge, typical_virtual_weight=float(f"{edge.typical_virtual_weight:.3g}")) for edge in found.edges)
-    return replace(found, edges=tuple(edges))
+def same(found: Sequence[Strongest], expected: Sequence[Strongest]) -> bool:
+    """But for the last digits of what is summed in float32."""
+    bare = [[replace(each, typical={}) for each in side] for side in (found, expected)]
+    return bare[0] == bare[1] and all(one.typical == pytest.approx(other.typical) for one, other in zip(found, expected, strict=True))
 
 
 @given(subjects, st.integers(1, 8), st.integers(1, 60), st.integers(1, 60), st.data())
@@ -249,17 +249,29 @@ def test_loud_targets_that_never_fire_with_the_source_are_counted() -> None:
     layer = made.activations.layers[2].tolil()
     layer[:, 7] = 0
     silent = replace(made.activations, layers=(*made.activations.layers[:2], layer.tocsr()))
-    assert strongest_targets(made.subject, silent, [source], top=5, support=1)[0].n_never_coactive == 1
+    [found] = strongest_targets(made.subject, silent, [source], top=5, support=1)
+    assert (found.n_never_coactive, found.never_coactive) == (1, (FeatureId("plt", 2, 7),))
+
+
+@given(subjects, st.integers(2, 12))
+def test_the_unsupported_are_kept_apart_by_strength(made: Made, support: int) -> None:
+    source = next(made.subject.dictionary.features())
+    [found] = strongest_targets(made.subject, made.activations, [source], top=1000, support=support)
+    [everything] = strongest_targets(made.subject, made.activations, [source], top=1000, support=1)
+    below = [edge for edge in everything.edges if edge.n_coactive < support]
+    assert found.n_unsupported == len(below)
+    assert found.unsupported == tuple(below[:SHOWN])
+    assert found.edges == tuple(edge for edge in everything.edges if edge.n_coactive >= support)
 
 
 def test_the_typical_weight_is_over_all_targets_of_the_layer() -> None:
     made = make("clt", "mlp_in", seed=6, widths=(7,), density=1.0)
     source = FeatureId("clt", 0, 1)
     [found] = strongest_targets(made.subject, made.activations, [source], top=3, support=1)
-    for edge in found.edges:
-        norm = made.subject.model.mlp_norm(edge.target.layer)
-        row = virtual_weights.row(made.subject.dictionary, source, edge.target.layer, norm)
-        assert edge.typical_virtual_weight == pytest.approx(float(row.square().mean().sqrt()), rel=1e-5)
+    assert sorted(found.typical) == list(range(1, made.subject.dictionary.n_layers))
+    for layer, typical in found.typical.items():
+        row = virtual_weights.row(made.subject.dictionary, source, layer, made.subject.model.mlp_norm(layer))
+        assert typical == pytest.approx(float(row.square().mean().sqrt()), rel=1e-5)
 
 
 def test_the_last_layer_feeds_nothing() -> None:

@@ -116,7 +116,7 @@ def test_no_documents_give_no_rows(tiny_subject):
     found = observe(tiny_subject.model, tiny_subject.dictionary, [(), (tiny_subject.model.tokenizer.bos_token_id,)])
     assert found.n_tokens == 0
     assert [layer.shape for layer in found.layers] == [(0, 24)] * 3
-    assert found.sigma.shape == (0, 3)
+    assert found.sigma.shape == (0, 4)
 
 
 def test_no_documents_give_no_rows_of_no_features(tiny_sae_subject):
