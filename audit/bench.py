@@ -70,17 +70,19 @@ class Bench:
     """Labels and examples of others."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Observed:
+    """A subject and what its features do on the corpus."""
+
+    subject: Subject
+    activations: TokenActivations
+    known: Known
+
+
 def prepare(config: AuditConfig, observer: Observer) -> Bench:
     """Open the subject and its scenario, and read every feature's activations."""
-    with timed(observer, "subject") as note:
-        opening = Opening(dtype=config.dtype, device=config.device, accept_health=config.accept_health)
-        subject = load_subject(config.subject, config.dictionary, _path(config.corpus), opening=opening, observer=observer)
-        known = open_known(config.labels, subject.dictionary.path, subject.dictionary.kind, names_of(subject))
-        if known.labels is not None:
-            subject = replace(subject, info=replace(subject.info, labels_sha256=known.labels.digest()))
-        info = subject.info
-        scenario = find_scenario(config.scenario, info.language, _path(config.subject))
-        note.summary = f"{info.name}, {info.n_layers} layers, {subject.dictionary.n_features} features ({info.dictionary_kind})"
+    subject, known = open_subject(config, observer)
+    scenario = find_scenario(config.scenario, subject.info.language, _path(config.subject))
     with timed(observer, "corpus") as note:
         activations = observe(subject.model, subject.dictionary, subject.corpus, progress=_told(observer, "corpus"))
         contrast = scenario.contrast
@@ -101,6 +103,28 @@ def prepare(config: AuditConfig, observer: Observer) -> Bench:
         scales=scales(subject, activations),
         known=known,
     )
+
+
+def open_subject(config: AuditConfig, observer: Observer) -> tuple[Subject, Known]:
+    """The model with its dictionary, and what others say of its features."""
+    with timed(observer, "subject") as note:
+        opening = Opening(dtype=config.dtype, device=config.device, accept_health=config.accept_health)
+        subject = load_subject(config.subject, config.dictionary, _path(config.corpus), opening=opening, observer=observer)
+        known = open_known(config.labels, subject.dictionary.path, subject.dictionary.kind, names_of(subject))
+        if known.labels is not None:
+            subject = replace(subject, info=replace(subject.info, labels_sha256=known.labels.digest()))
+        info = subject.info
+        note.summary = f"{info.name}, {info.n_layers} layers, {subject.dictionary.n_features} features ({info.dictionary_kind})"
+    return subject, known
+
+
+def look(config: AuditConfig, observer: Observer) -> Observed:
+    """Open the subject and read every feature's activations, without a scenario."""
+    subject, known = open_subject(config, observer)
+    with timed(observer, "corpus") as note:
+        activations = observe(subject.model, subject.dictionary, subject.corpus, progress=_told(observer, "corpus"))
+        note.summary = f"{activations.n_tokens} tokens in {len(subject.corpus)} documents"
+    return Observed(subject=subject, activations=activations, known=known)
 
 
 def names_of(subject: Subject) -> dict[FeatureId, str]:
@@ -152,28 +176,31 @@ def find_candidates(bench: Bench) -> CandidateSet:
 
 def find_connections(bench: Bench, candidates: CandidateSet) -> DownstreamConnections:
     """Candidates → their downstream targets."""
-    return connections_of(bench, [candidate.feature for candidate in candidates.candidates])
+    return connections_of(bench, [candidate.feature for candidate in candidates.candidates], bench.config, bench.observer)
 
 
-def connections_of(bench: Bench, sources: Sequence[FeatureId]) -> DownstreamConnections:
-    """Features → their downstream targets.
+def connections_of(bench: Bench | Observed, sources: Sequence[FeatureId], config: AuditConfig, observer: Observer) -> DownstreamConnections:
+    """Features → their downstream targets; on the scenario's own tokens too, where there is a scenario.
 
     Raises:
         UsageError: the dictionary has no such feature.
     """
-    scenario = scenario_activations(bench) if bench.config.scenario_rollouts else None
-    with timed(bench.observer, "connections") as note:
+    for source in sources:
+        bench.subject.dictionary.check(source)
+    scenario = scenario_activations(bench) if isinstance(bench, Bench) and config.scenario_rollouts else None
+    with timed(observer, "connections") as note:
         found = connect(
             bench.subject,
             sources,
             bench.activations,
             scenario=scenario,
-            attention_tokens=bench.config.attention_tokens if bench.config.through_attention else 0,
+            attention_tokens=config.attention_tokens if config.through_attention else 0,
             known=bench.known,
-            observer=bench.observer,
+            observer=observer,
         )
         none = "" if any(each.n_targets for each in found.features) else ": no later layer has features, so nothing can be predicted"
-        note.summary = f"{sum(len(each.targets) for each in found.features)} targets on {found.n_tokens} tokens{none}"
+        followed = f", {found.attention.n_tokens} of them through attention" if found.attention else ""
+        note.summary = f"{sum(len(each.targets) for each in found.features)} targets on {found.n_tokens} tokens{followed}{none}"
     return found
 
 

@@ -36,14 +36,15 @@ def extremes(subject: Subject, feature: FeatureId, n: int = 8) -> tuple[tuple[To
 
     Nothing, where what the decoder writes does not reach the residual stream by a linear map.
     """
-    written = _into_stream(subject, feature.layer, subject.dictionary.decoder(feature).sum(0))
+    written = into_stream(subject, feature.layer, subject.dictionary.decoder(feature).sum(0))
     if written is None:
         return (), ()
     logits = subject.model.unembed_direction(written).cpu()
-    return _weights(subject.model, logits, n, largest=True), _weights(subject.model, logits, n, largest=False)
+    return token_weights(subject.model, logits, n, largest=True), token_weights(subject.model, logits, n, largest=False)
 
 
-def _weights(model: LanguageModel, logits: Tensor, n: int, *, largest: bool) -> tuple[TokenWeight, ...]:
+def token_weights(model: LanguageModel, logits: Tensor, n: int, *, largest: bool) -> tuple[TokenWeight, ...]:
+    """The n largest or smallest of the logits, (vocabulary,), outermost first."""
     found = logits.topk(min(n, len(logits)), largest=largest)
     return tuple(
         TokenWeight(token="".join(model.token_texts([int(token)])), weight=round(float(value), 4))
@@ -81,13 +82,13 @@ def _top_logits(subject: Subject, layer: int, indices: Sequence[int]) -> Iterato
     step = max(1, _ELEMENTS // max(model.vocabulary, math.prod(W_dec.shape[1:])))
     for start in range(0, len(indices), step):
         part = indices[start : start + step]
-        written = _into_stream(subject, layer, W_dec.rows(part, device=model.device).sum(1))
+        written = into_stream(subject, layer, W_dec.rows(part, device=model.device).sum(1))
         if written is not None:
             values, places = model.unembed_direction(written).topk(min(DEPTH, model.vocabulary))
             yield part, Top(values.cpu(), places.cpu())
 
 
-def _into_stream(subject: Subject, layer: int, rows: Tensor) -> Tensor | None:
+def into_stream(subject: Subject, layer: int, rows: Tensor) -> Tensor | None:
     """What decoder rows, (..., d_out), add to the residual stream, (..., d_model)."""
     hook = subject.dictionary.output_hook
     if hook == "attn_z":

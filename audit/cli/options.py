@@ -52,13 +52,20 @@ class Factors(Strengths):
 def subject_options(command: Command) -> Command:
     """What is audited, how it is opened, for which concept, with which seed."""
     return _all(
-        opening_options(command),
+        model_options(command),
         click.argument("scenario"),
+        click.option("--concept", metavar="WORDS", help="What to look for. [default: the scenario's concept]"),
+    )
+
+
+def model_options(command: Command) -> Command:
+    """What is looked at, how it is opened, with which seed."""
+    return _all(
+        opening_options(command),
         click.option("--subject", metavar="PATH|HUB-ID", help="Folder or hub id of the model. [default: the bundled one]"),
         click.option("--dictionary", metavar="PATH|HUB-ID", help="Its dictionary: folder, file, hub id, or a bundled one's name."),
         click.option("--corpus", metavar="FILE", type=click.Path(path_type=str), help='Text to observe: one {"text": ...} a line.'),
         click.option("--labels", metavar="FILE", help="Label store, made by `ulterior labels import`."),
-        click.option("--concept", metavar="WORDS", help="What to look for. [default: the scenario's concept]"),
         click.option("--seed", metavar="N", type=click.IntRange(min=0), default=_DEFAULTS["seed"], show_default=True),
     )
 
@@ -142,7 +149,8 @@ def config_of(ctx: click.Context) -> AuditConfig:
     Raises:
         ScenarioError: there is no such scenario, or its file is wrong. Whether it fits is known when the subject is open.
     """
-    _refuse_unknown(ctx.params["scenario"], ctx.params["subject"])
+    if ctx.params["scenario"]:  # a command that can do without one has an empty name
+        _refuse_unknown(ctx.params["scenario"], ctx.params["subject"])
     given = {name: value for name, value in ctx.params.items() if name in _DEFAULTS}
     passed = (name for name in given if ctx.get_parameter_source(name) not in (ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP))
     return AuditConfig(**given, passed=tuple(sorted(passed)))

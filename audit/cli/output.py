@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -16,6 +17,10 @@ from audit.ledger import dump
 from audit.ledger.identity import parse
 from audit.plain import plain
 
+_GAP = 2
+"""Spaces between columns."""
+_LEAST = 8
+"""Columns of text that a cell that is cut keeps."""
 _WIDE = 200
 """Columns when stdout is no terminal: nothing is folded in a pipe or a file."""
 
@@ -35,9 +40,19 @@ def as_plain(record: object) -> dict[str, Any]:
     return parse(dump(record))
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "") -> None:
-    """Print a table; title, headings and cells are made safe, numbers stand to the right."""
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "", width: int | None = None, cut: str = "") -> None:
+    """Print a table; title, headings and cells are made safe, numbers stand to the right.
+
+    Args:
+        columns: headings.
+        rows: cells.
+        title: above it.
+        width: columns of text that it may take; as many as the terminal has by default.
+        cut: heading of the column that is cut, with an ellipsis, where that is too little; the others are left as they are.
+    """
     listed = [[_cell(value) for value in row] for row in rows]
+    if width is not None and cut:
+        _cut(list(columns), listed, columns.index(cut), width)
     drawn = Table(title=Text(plain(title)) if title else None, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for number, column in enumerate(columns):
         right = bool(listed) and all(_is_figure(row[number]) for row in listed)
@@ -45,9 +60,21 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: st
     for row in listed:
         drawn.add_row(*(Text(cell) for cell in row))
     console = Console(file=sys.stdout, highlight=False, markup=False, width=None if sys.stdout.isatty() else _WIDE)
+    if width is not None and width < console.width:
+        console.width = width
     with console.capture() as captured:
         console.print(drawn)
     _write("\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n")
+
+
+def _cut(columns: Sequence[str], rows: list[list[str]], place: int, width: int) -> None:
+    """Shorten the cells of one column so that the table fits."""
+    others = [max(cell_len(cell) for cell in column) for column in zip(columns, *rows, strict=True)]
+    room = width - sum(others[:place] + others[place + 1 :]) - _GAP * (len(columns) - 1)
+    for row in rows:
+        shown = Text(row[place])
+        shown.truncate(max(room, _LEAST), overflow="ellipsis")
+        row[place] = shown.plain
 
 
 def _cell(value: object) -> str:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 
-from audit.candidates.examples import label
 from audit.candidates.known import NOTHING, Known
-from audit.candidates.unembeds import extremes
 from audit.connections.attention import Flow, through_attention
+from audit.connections.descriptors import describe_targets
 from audit.connections.listing import Weighed, listed
+from audit.connections.output_tokens import output_edges
 from audit.connections.twera import Strongest, Told, strongest_targets
 from audit.events import Observer, StepProgress, check_stop
-from audit.records import AttentionTokens, DownstreamConnections, FeatureId, ScenarioTokens, TokenWeight
+from audit.records import AttentionTokens, DownstreamConnections, FeatureId, ScenarioTokens, TargetDescriptors
 from audit.subject import Subject
 from audit.subject.activations import TokenActivations
 
@@ -63,10 +62,8 @@ def connect(
     for source in sources:
         subject.dictionary.check(source)
 
-    @cache  # candidates share targets
-    def describe(feature: FeatureId) -> tuple[str, tuple[TokenWeight, ...]]:
-        given = known.label_of(feature)
-        return given[0] if given else label(subject.model, activations, feature), extremes(subject, feature)[0]
+    def describe(targets: Sequence[FeatureId]) -> tuple[TargetDescriptors, ...]:
+        return describe_targets(subject, activations, targets, known, observer=observer)
 
     def weigh(on: TokenActivations) -> tuple[Strongest, ...]:
         return strongest_targets(subject, on, sources, top=top, support=support, device=subject.model.device, told=_told(observer))
@@ -78,14 +75,15 @@ def connect(
         corpus=weigh(activations),
         scenario=None if scenario is None else weigh(scenario.activations),
         flow=flow,
-        tokens=[((), ()) for _ in sources],
+        tokens=output_edges(subject, activations, sources),
     )
     on_scenario = None if scenario is None else scenario.activations
-    features = listed(subject, weighed, activations, on_scenario, top=top, support=support, describe=describe)
+    features, targets = listed(subject, weighed, activations, on_scenario, top=top, support=support, describe=describe)
     return DownstreamConnections(
         features=features,
         corpus_sha256=subject.info.corpus_sha256,
         n_tokens=activations.n_tokens,
+        targets=targets,
         attention=None if flow is None else _cost(flow),
         scenario=None if scenario is None else scenario.tokens,
     )

@@ -8,7 +8,7 @@ import torch
 
 from audit.candidates.examples import LABEL_SOURCE, label, top_examples
 from audit.candidates.known import Known
-from audit.candidates.unembeds import _weights
+from audit.candidates.unembeds import token_weights
 from audit.connections.motor import Share, motor_shares
 from audit.connections.output_tokens import ELEMENTS, arriving
 from audit.events import Observer, StepProgress, check_stop
@@ -88,4 +88,4 @@ def unembeds(subject: Subject, features: Sequence[FeatureId], n: int = N_UNEMBED
             continue
         logits = subject.model.unembed_direction(written.to(torch.float32))
         for row in logits.cpu():
-            yield _weights(subject.model, row, n, largest=True), _weights(subject.model, row, n, largest=False)
+            yield token_weights(subject.model, row, n, largest=True), token_weights(subject.model, row, n, largest=False)

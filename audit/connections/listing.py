@@ -11,12 +11,12 @@ from audit.connections.attention import Flow
 from audit.connections.flags import flags
 from audit.connections.pairs import Pair, pair_edges
 from audit.connections.twera import Edge, Strongest
-from audit.records import Connection, FeatureConnections, FeatureId, TokenConnection, TokenWeight
+from audit.records import Connection, FeatureConnections, FeatureId, TargetDescriptors, TokenConnection
 from audit.subject import Subject
 from audit.subject.activations import TokenActivations
 
-DescribeTarget = Callable[[FeatureId], tuple[str, tuple[TokenWeight, ...]]]
-"""Label and top unembeds of a target."""
+Describe = Callable[[Sequence[FeatureId]], Sequence[TargetDescriptors]]
+"""Describes all listed targets, each once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -40,9 +40,9 @@ def listed(
     *,
     top: int,
     support: int,
-    describe: DescribeTarget,
-) -> tuple[FeatureConnections, ...]:
-    """The connections of every source.
+    describe: Describe,
+) -> tuple[tuple[FeatureConnections, ...], tuple[TargetDescriptors, ...]]:
+    """The connections of every source, and what their targets look like, by layer and index.
 
     Args:
         subject: model and dictionary.
@@ -51,19 +51,20 @@ def listed(
         scenario: activations on the scenario's own tokens, where it was weighed on them.
         top: targets listed a source and way of weighing.
         support: fewest tokens on which both must fire.
-        describe: names a target.
+        describe: says what the targets are.
     """
     named = [_named(weighed, place, top=top, support=support) for place in range(len(weighed.corpus))]
     pairs = [(each.source, target) for each, names in zip(weighed.corpus, named, strict=True) for target in names.all]
+    targets = tuple(describe(sorted({target for _, target in pairs})))
     made = _Maker(
         subject=subject,
         support=support,
         flow=weighed.flow,
         corpus=pair_edges(subject, activations, pairs),
         scenario={} if scenario is None else pair_edges(subject, scenario, pairs),
-        describe=describe,
+        descriptors={each.feature: each for each in targets},
     )
-    return tuple(made.feature(place, weighed, names) for place, names in enumerate(named))
+    return tuple(made.feature(place, weighed, names) for place, names in enumerate(named)), targets
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +120,7 @@ class _Maker:
     flow: Flow | None
     corpus: Mapping[Pair, Edge]
     scenario: Mapping[Pair, Edge]
-    describe: DescribeTarget
+    descriptors: Mapping[FeatureId, TargetDescriptors]
 
     def feature(self, place: int, weighed: Weighed, names: _Named) -> FeatureConnections:
         """One source."""
@@ -146,7 +147,7 @@ class _Maker:
         )
 
     def _connection(self, place: int, found: Strongest, edge: Edge) -> Connection:
-        label, unembeds = self.describe(edge.target)
+        seen = self.descriptors[edge.target]
         layer = None if self.flow is None else next(each for each in self.flow.layers if each.layer == edge.target.layer)
         on_scenario = self.scenario.get((found.source, edge.target))
         return Connection(
@@ -156,8 +157,8 @@ class _Maker:
             twera=edge.twera,
             n_coactive=edge.n_coactive,
             target_frequency=edge.target_frequency,
-            target_label=label,
-            target_unembeds=unembeds,
+            target_label=seen.label,
+            target_unembeds=seen.top_unembeds,
             flags=flags(self.subject.dictionary, found, edge, self.support),
             through_attention=None if layer is None else float(layer.whole[place, edge.target.index]),
             n_reached=None if layer is None else int(layer.n_reached[place, edge.target.index]),

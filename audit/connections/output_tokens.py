@@ -2,8 +2,8 @@
 
 An output token j is a target whose activation is 1 on the tokens behind which j comes next in the text as a content token, 0 elsewhere.
 ``V_ij = < sum of all decoders of i as they arrive in the stream , gain of the final norm · W_U[j] >``, centred first where the norm does
-so. As with features behind a norm, the gain is constant and belongs to V, the denominator changes from token to token and belongs inside the
-expectation: ``ERA = E[1(next = j) · a_i / sigma] · V_ij`` and ``TWERA = E[1(next = j) · a_i / sigma] / E[1(next = j)] · V_ij``.
+so. As with features behind a norm, the gain is constant and belongs to V; the denominator changes from token to token and belongs inside
+the expectation: ``ERA = E[1(next = j) · a_i / sigma] · V_ij`` and ``TWERA = E[1(next = j) · a_i / sigma] / E[1(next = j)] · V_ij``.
 
 The unembedding's bias is no effect of the source and is left out. A cap on the final logits is not applied: V is what is added before it.
 """
@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from audit.candidates.unembeds import _into_stream
+from audit.candidates.unembeds import into_stream
 from audit.records import FeatureId
 from audit.records.connections import TokenConnection
 from audit.subject import Subject
@@ -102,7 +102,7 @@ def arriving(subject: Subject, features: Sequence[FeatureId]) -> Tensor | None:
         for some in (chosen[start : start + step] for start in range(0, len(chosen), step)):
             decoders = W_dec.rows([features[place].index for place in some])
             for out in range(decoders.shape[1]):  # each passes the output projection of the layer that it is written to
-                stream = _into_stream(subject, layer + out, decoders[:, out])
+                stream = into_stream(subject, layer + out, decoders[:, out])
                 if stream is None:
                     return None
                 found[some] += stream.cpu().double()

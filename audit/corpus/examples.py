@@ -55,14 +55,25 @@ class TopExamples:
         """The strongest of both."""
         if not len(self.feature) or not len(other.feature):
             return other if not len(self.feature) else self
-        return strongest(
-            TopExamples(
-                feature=np.concatenate([self.feature, other.feature]),
-                activation=np.concatenate([self.activation, other.activation]),
-                document=np.concatenate([self.document, other.document]),
-                position=np.concatenate([self.position, other.position]),
-            )
-        )
+        # What is weaker than the last of a full list is not kept, and a feature that is then in one list alone is in order already.
+        n = int(max(self.feature[-1], other.feature[-1])) + 1
+        floor = np.maximum(self._floor(n), other._floor(n))
+        mine, theirs = (each._at(each.activation >= floor[each.feature]) for each in (self, other))
+        both = np.zeros((2, n), dtype=bool)
+        both[0, mine.feature] = both[1, theirs.feature] = True
+        contested = both[0] & both[1]
+        settled = chained([mine._at(~contested[mine.feature]), theirs._at(~contested[theirs.feature])])
+        decided = strongest(chained([mine._at(contested[mine.feature]), theirs._at(contested[theirs.feature])]))
+        found = chained([settled, decided])
+        return found._at(np.argsort(found.feature, kind="stable"))
+
+    def _floor(self, n: int) -> NDArray[np.float32]:
+        """(n,) the last activation of each feature whose list is full, or less than any."""
+        found = np.full(n, -np.inf, dtype=np.float32)
+        starts = np.flatnonzero(~_repeats(self.feature))
+        full = starts[np.diff(np.append(starts, len(self.feature))) == N_EXAMPLES]
+        found[self.feature[full]] = self.activation[full + N_EXAMPLES - 1]
+        return found
 
     def _at(self, places: NDArray[np.intp] | NDArray[np.bool_] | slice) -> TopExamples:
         return TopExamples(
@@ -73,15 +84,47 @@ class TopExamples:
         )
 
 
+def chained(parts: Sequence[TopExamples]) -> TopExamples:
+    """Examples of all parts, one part after the other."""
+    return TopExamples(
+        feature=np.concatenate([part.feature for part in parts]),
+        activation=np.concatenate([part.activation for part in parts]),
+        document=np.concatenate([part.document for part in parts]),
+        position=np.concatenate([part.position for part in parts]),
+    )
+
+
 def strongest(given: TopExamples) -> TopExamples:
     """Of candidates in any order, those that are kept, in order."""
     # Once by document, to keep the best of each, then by strength: both orders are total, so nothing depends on that of the input.
     one = given._at(np.lexsort((given.position, -given.activation, given.document, given.feature)))
     one = one._at(~_repeats(one.feature, one.document))
     one = one._at(np.lexsort((one.position, one.document, -one.activation, one.feature)))
-    starts = np.flatnonzero(~_repeats(one.feature))
-    rank = np.arange(len(one.feature)) - np.repeat(starts, np.diff(np.append(starts, len(one.feature))))
-    return one._at(rank < N_EXAMPLES)
+    return one._at(_rank(one.feature) < N_EXAMPLES)
+
+
+def _rank(feature: NDArray[np.int32]) -> NDArray[np.intp]:
+    """(n,) place of each row among those of its feature, from 0; rows of a feature are neighbours."""
+    starts = np.flatnonzero(~_repeats(feature))
+    return np.arange(len(feature)) - np.repeat(starts, np.diff(np.append(starts, len(feature))))
+
+
+def _likely(given: TopExamples, copies: int) -> TopExamples:
+    """Without those that cannot be kept, in any order, found by one sort of numbers.
+
+    Args:
+        given: activations > 0; a document has at most ``copies`` a feature.
+        copies: documents with the same content.
+    """
+    # The bits of a positive float32 are ordered as the number is.
+    falling = np.uint64(0xFFFFFFFF) - given.activation.view(np.uint32).astype(np.uint64)
+    key = (given.feature.astype(np.uint64) << np.uint64(32)) | falling
+    one = given._at(np.argsort(key))
+    rank = _rank(one.feature)
+    last = np.flatnonzero(rank == N_EXAMPLES * copies - 1)
+    floor = np.zeros(int(one.feature[-1]) + 1, dtype=np.float32)
+    floor[one.feature[last]] = one.activation[last]
+    return one._at(one.activation >= floor[one.feature])
 
 
 def _repeats(*columns: NDArray[np.generic]) -> NDArray[np.bool_]:
@@ -113,11 +156,10 @@ def peaks(matrix: csc_matrix, document: NDArray[np.int32], position: NDArray[np.
     at = np.flatnonzero(matrix.data == np.repeat(highest, lengths))
     run = np.repeat(np.arange(len(starts)), lengths)[at]
     first = at[~_repeats(run)]
-    return strongest(
-        TopExamples(
-            feature=feature[first],
-            activation=matrix.data[first],
-            document=ids[where[first]],
-            position=position[matrix.indices[first]],
-        )
+    found = TopExamples(
+        feature=feature[first],
+        activation=matrix.data[first],
+        document=ids[where[first]],
+        position=position[matrix.indices[first]],
     )
+    return strongest(_likely(found, int(np.unique(ids, return_counts=True)[1].max())))

@@ -50,8 +50,7 @@ class FixedSums:
 
     def values(self) -> Floats:
         """(n,) in floating point."""
-        found: Floats = self.whole + np.ldexp(self.units.astype(np.float64), -UNIT_BITS)
-        return found
+        return self.whole.astype(np.float64) + np.ldexp(self.units.astype(np.float64), -UNIT_BITS)
 
     def at(self, places: NDArray[np.intp]) -> FixedSums:
         """Some of them."""

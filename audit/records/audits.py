@@ -37,7 +37,7 @@ class AuditConfig:
     """Go on although the dictionary looks as if it were loaded wrong."""
     labels: str | None = None
     """Label store."""
-    scenario_rollouts: int = 16
+    scenario_rollouts: int = 32
     """Unsteered rollouts on whose tokens connections are weighed too; 0 leaves that out."""
     through_attention: bool = False
     """Follow candidates through attention too."""

@@ -108,6 +108,10 @@ def _text(line: str, place: str) -> str:
         raise UsageError("The corpus is broken", f"{place} is not JSON: {error}.", _FORM) from error
     if not isinstance(found, dict) or not isinstance(found.get("text"), str):
         raise UsageError("The corpus is broken", f"{place} has no text.", _FORM)
+    try:
+        found["text"].encode()
+    except UnicodeEncodeError as error:
+        raise UsageError("The corpus is broken", f"{place} has half a surrogate pair, which is no character: {error}.", _FORM) from error
     return str(found["text"])
 
 

@@ -10,12 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import audit.connections
 from audit.candidates import describe
-from audit.connections import connect
-from audit.errors import Interrupted
+from audit.connections import ScenarioActivations, connect
+from audit.connections.attention import through_attention
+from audit.connections.output_tokens import output_edges
+from audit.connections.pairs import pair_edges
+from audit.errors import Interrupted, UsageError
 from audit.events import Event, SilentObserver, StepProgress
-from audit.records import DownstreamConnections, FeatureId
+from audit.records import DownstreamConnections, FeatureId, ScenarioTokens
 from audit.records.connections import ConnectionFlag
 from audit.subject import Dictionary, Subject, TokenActivations, observe
 
@@ -101,21 +103,31 @@ def test_targets_look_like_the_features_they_are(
         assert edge.target_frequency == pytest.approx(seen.frequency)
 
 
-def test_a_target_shared_by_candidates_is_described_once(
-    tiny_subject: Subject, candidates: list[FeatureId], activations: TokenActivations, monkeypatch: pytest.MonkeyPatch
+def test_every_listed_target_is_described_once(
+    tiny_subject: Subject, candidates: list[FeatureId], activations: TokenActivations
 ) -> None:
-    asked: list[FeatureId] = []
+    found = connect(tiny_subject, candidates, activations, support=400, attention_tokens=100, observer=SilentObserver())
+    lists = [
+        some for each in found.features for some in (each.targets, each.unsupported, each.never_coactive, each.by_attention, each.by_scenario)
+    ]
+    listed = [edge.target for some in lists for edge in some]
+    assert [each.feature for each in found.targets] == sorted(set(listed))
+    assert len(listed) > len(found.targets)  # candidates share targets
+    described = {each.feature: each for each in found.targets}
+    for edge in (edge for some in lists for edge in some):
+        seen = described[edge.target]
+        assert (seen.label, seen.top_unembeds, seen.frequency) == (edge.target_label, edge.target_unembeds, edge.target_frequency)
+        assert seen.examples
+        assert seen.motor_share is not None
+        assert seen.motor_share > 0
 
-    def label(_model: object, _activations: object, feature: FeatureId) -> str:
-        asked.append(feature)
-        return "made"
 
-    monkeypatch.setattr(audit.connections, "label", label)
-    found = connect(tiny_subject, candidates, activations, support=1, observer=SilentObserver())
-    targets = [edge.target for source in found.features for edge in (*source.targets, *source.never_coactive)]
-    assert len(asked) == len(set(asked))
-    assert set(asked) == set(targets)
-    assert len(targets) > len(asked)
+def test_every_source_has_its_output_tokens(
+    tiny_subject: Subject, candidates: list[FeatureId], activations: TokenActivations, connections: DownstreamConnections
+) -> None:
+    found = [(each.promoted, each.suppressed) for each in connections.features]
+    assert found == list(output_edges(tiny_subject, activations, candidates))
+    assert all(up and down for up, down in found)
 
 
 def test_dense_targets_are_flagged_and_stay(connections: DownstreamConnections) -> None:
@@ -167,3 +179,82 @@ def test_directions_are_connected_over_layers_without_any(tiny_vector_subject: S
         assert edge.target.layer == 2
         assert edge.virtual_weight == pytest.approx(virtual, rel=1e-5)
         assert edge.twera == pytest.approx((a_i * a_j).sum() / a_j.sum() * virtual, rel=1e-4)
+
+
+@pytest.fixture
+def beside(tiny_subject: Subject) -> ScenarioActivations:
+    """The first documents of the corpus, as if a scenario had been made of them."""
+    own = observe(tiny_subject.model, tiny_subject.dictionary, tiny_subject.corpus[:12])
+    tokens = ScenarioTokens(scenario="made", n_rollouts=12, n_tokens=own.n_tokens, tokens_sha256="0" * 64)
+    return ScenarioActivations(tokens=tokens, activations=own)
+
+
+def test_every_listed_connection_has_the_weights_of_every_way(
+    tiny_subject: Subject, candidates: list[FeatureId], activations: TokenActivations, beside: ScenarioActivations
+) -> None:
+    found = connect(
+        tiny_subject, candidates, activations, top=6, support=3, scenario=beside, attention_tokens=10**6, observer=SilentObserver()
+    )
+    flow = through_attention(tiny_subject, activations, candidates, max_tokens=10**6, observer=SilentObserver())
+    assert found.scenario == beside.tokens
+    assert found.attention is not None
+    assert (found.attention.n_tokens, found.attention.n_documents) == (activations.n_tokens, len(tiny_subject.corpus))
+    for place, each in enumerate(found.features):
+        lists = (each.targets, each.unsupported, each.never_coactive, each.by_attention, each.by_scenario)
+        assert len(each.by_attention) == 6
+        for edge in (edge for some in lists for edge in some):
+            pair = each.source, edge.target
+            own, other = (pair_edges(tiny_subject, on, [pair])[pair] for on in (activations, beside.activations))
+            assert (edge.virtual_weight, edge.era, edge.twera) == pytest.approx((own.virtual_weight, own.era, own.twera), rel=1e-9)
+            assert (edge.scenario_twera, edge.scenario_era) == pytest.approx((other.twera, other.era), rel=1e-9)
+            assert (edge.n_coactive, edge.scenario_n_coactive) == (own.n_coactive, other.n_coactive)
+            [layer] = [one for one in flow.layers if one.layer == edge.target.layer]
+            assert edge.through_attention == layer.whole[place, edge.target.index]
+            assert edge.n_reached == layer.n_reached[place, edge.target.index]
+
+
+def test_each_list_is_the_strongest_of_its_own_way(
+    tiny_subject: Subject, candidates: list[FeatureId], activations: TokenActivations, beside: ScenarioActivations
+) -> None:
+    def weighed(top: int) -> DownstreamConnections:
+        return connect(
+            tiny_subject, candidates, activations, top=top, support=3, scenario=beside, attention_tokens=2000, observer=SilentObserver()
+        )
+
+    everything, strongest = weighed(100), weighed(4)
+    for whole, some in zip(everything.features, strongest.features, strict=True):
+        for name, weight, support in (
+            ("targets", "twera", "n_coactive"),
+            ("by_scenario", "scenario_twera", "scenario_n_coactive"),
+            ("by_attention", "through_attention", "n_reached"),
+        ):
+            of_all, of_some = getattr(whole, name), getattr(some, name)
+            assert len(of_some) == 4 < len(of_all)
+            assert of_some == of_all[:4]
+            sizes = [abs(getattr(edge, weight)) for edge in of_all]
+            assert sizes == sorted(sizes, reverse=True)
+            assert all(getattr(edge, support) >= 3 for edge in of_all)
+
+
+def test_what_was_not_asked_for_is_not_there(connections: DownstreamConnections) -> None:
+    assert (connections.attention, connections.scenario) == (None, None)
+    for each in connections.features:
+        assert (each.by_attention, each.by_scenario) == ((), ())
+        for edge in each.targets:
+            assert (edge.through_attention, edge.n_reached, edge.scenario_twera, edge.scenario_n_coactive) == (None,) * 4
+
+
+def test_unsupported_targets_are_shown_apart(
+    tiny_subject: Subject, candidates: list[FeatureId], activations: TokenActivations
+) -> None:
+    found = connect(tiny_subject, candidates, activations, support=activations.n_tokens // 2, observer=SilentObserver())
+    for each in found.features:
+        assert each.n_unsupported
+        assert len(each.unsupported) == min(8, each.n_unsupported)
+        assert all(ConnectionFlag.UNSUPPORTED in edge.flags for edge in each.unsupported)
+        assert not any(ConnectionFlag.UNSUPPORTED in edge.flags for edge in each.targets)
+
+
+def test_a_feature_that_is_not_there_is_refused(tiny_subject: Subject, activations: TokenActivations) -> None:
+    with pytest.raises(UsageError, match="no clt/0/24"):
+        connect(tiny_subject, [FeatureId("clt", 0, 24)], activations, observer=SilentObserver())

@@ -126,6 +126,15 @@ def test_output_edges_equal_a_double_loop_over_tokens_and_sources(families, name
     assert coactive > 0
 
 
+def test_of_every_feature_the_outermost_tokens_are_kept(tiny_subject):
+    model, sources = tiny_subject.model, list(tiny_subject.dictionary.features())
+    found = output_edges(tiny_subject, seen(tiny_subject), sources, top=20)
+    virtual = arriving(tiny_subject, sources) * gain_of(model) @ parts(model)[1].weight.T
+    for row, pair in zip(virtual, found, strict=True):
+        order = torch.argsort(row).tolist()
+        assert [[edge.token for edge in side] for side in pair] == [order[::-1][:20], order[:20]]
+
+
 @pytest.mark.parametrize("name", ["llama clt", *FAMILIES])
 def test_v_over_sigma_is_what_the_logit_changes_by_with_the_denominator_frozen(families, name):
     """The model's own norm and unembedding on the final stream, with and without the source's output, divided by the same sigma."""
@@ -166,7 +175,7 @@ def test_neither_chunks_of_sources_nor_blocks_of_the_vocabulary_have_a_say(tiny_
 
 def test_a_token_that_never_comes_next_has_v_alone(tiny_subject):
     activations = seen(tiny_subject)
-    alone = np.flatnonzero(np.r_[activations.following() < 0])
+    alone = np.flatnonzero(activations.following() < 0)
     cut = TokenActivations(
         token_ids=activations.token_ids[alone],
         document=activations.document[alone],
@@ -185,8 +194,16 @@ def test_weights_outside_the_device_are_brought_to_it(tiny_subject, tiny_model_d
     """All of them on disk, or half."""
     cpu = memory or 4 * tiny_subject.model.n_parameters // 2
     offloaded = replace(tiny_subject, model=open_model(tiny_model_dir, device="auto", max_memory={"cpu": cpu}))
+    assert offloaded.model.hf.lm_head.weight.is_meta
     activations, sources = seen(tiny_subject), [FeatureId("clt", 0, 0), FeatureId("clt", 2, 5)]
     assert output_edges(offloaded, activations, sources) == output_edges(tiny_subject, activations, sources)
+
+
+def test_the_bias_of_the_unembedding_is_no_effect_of_a_source(tiny_subject):
+    model = replace(tiny_subject.model, hf=deepcopy(tiny_subject.model.hf))
+    model.hf.lm_head.bias = torch.nn.Parameter(3 * torch.randn(model.vocabulary), requires_grad=False)
+    activations, sources = seen(tiny_subject), [FeatureId("clt", 0, 0)]
+    assert output_edges(replace(tiny_subject, model=model), activations, sources) == output_edges(tiny_subject, activations, sources)
 
 
 def test_a_narrow_model_is_multiplied_in_float32(tiny_subject, tiny_model_dir):

@@ -112,6 +112,40 @@ def test_columns_and_counts(tiny_subject):
     assert np.array_equal(values, dense[rows, 4])
 
 
+def test_the_token_that_comes_next_is_the_next_content_token_of_the_document(tiny_subject):
+    documents = tiny_subject.corpus[:6]
+    found = observe(tiny_subject.model, tiny_subject.dictionary, documents)
+    content = {(int(d), int(p)): int(token) for d, p, token in zip(found.document, found.position, found.token_ids, strict=True)}
+    expected = [content.get((int(d), int(p) + 1), -1) for d, p in zip(found.document, found.position, strict=True)]
+    assert found.following().tolist() == expected
+    assert expected.count(-1) >= len(documents)
+    assert len(expected) > expected.count(-1)
+
+
+def test_some_tokens_are_selected_in_order(tiny_subject):
+    found = observe(tiny_subject.model, tiny_subject.dictionary, tiny_subject.corpus[:6])
+    rows = found.position % 2 == 0
+    some = found.selected(rows)
+    assert some.n_tokens == rows.sum() > 0
+    for name in ("token_ids", "document", "position", "sigma"):
+        assert np.array_equal(getattr(some, name), getattr(found, name)[rows])
+    for layer, whole in zip(some.layers, found.layers, strict=True):
+        assert np.array_equal(layer.toarray(), whole.toarray()[rows])
+
+
+def test_the_last_denominator_is_that_of_the_final_norm(tiny_subject):
+    model, document = tiny_subject.model, tiny_subject.corpus[0]
+    found = observe(model, tiny_subject.dictionary, [document])
+    with torch.no_grad():
+        before = {}
+        handle = model.backbone.norm.register_forward_hook(lambda _module, args, _output: before.update(x=args[0]))
+        model.hf(torch.tensor([document]))
+        handle.remove()
+    x = before["x"][0].double()
+    expected = (x.pow(2).mean(-1) + model.hf.config.rms_norm_eps).sqrt()[found.position.tolist()]
+    assert np.allclose(found.sigma[:, -1], expected.numpy(), rtol=1e-5)
+
+
 def test_no_documents_give_no_rows(tiny_subject):
     found = observe(tiny_subject.model, tiny_subject.dictionary, [(), (tiny_subject.model.tokenizer.bos_token_id,)])
     assert found.n_tokens == 0

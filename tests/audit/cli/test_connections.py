@@ -1,0 +1,109 @@
+"""``ulterior connections``: of features, of a scenario's candidates, on all that connections are weighed on."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from audit.cli.connections import LEGEND, MARKS
+from audit.ledger.identity import dump, load
+from audit.records import ConnectionFlag, DownstreamConnections
+
+
+@pytest.fixture
+def given(organism_dir: Path) -> tuple[str, ...]:
+    return "--subject", str(organism_dir), "--quiet"
+
+
+def document(said: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(said)
+    return found
+
+
+def test_features_are_weighed_without_a_scenario(ulterior: Callable[..., Any], given: tuple[str, ...]) -> None:
+    said = document(ulterior("connections", "clt/1/2", "clt/0/5", "clt/1/2", *given, "--json").out)
+    assert [each["source"] for each in said["features"]] == ["clt/1/2", "clt/0/5"]
+    assert (said["roles"], said["scenario"], said["attention"]) == (None, None, None)
+    assert all(each["targets"] for each in said["features"])
+
+
+def test_a_scenario_adds_roles_and_its_own_tokens(ulterior: Callable[..., Any], given: tuple[str, ...], small_scenario: Path) -> None:
+    said = document(ulterior("connections", "clt/0/5", *given, "--scenario", small_scenario, "--scenario-rollouts", 6, "--json").out)
+    assert (said["scenario"]["scenario"], said["scenario"]["n_rollouts"]) == ("blackmail", 6)
+    [each] = said["features"]
+    listed = {edge["target"] for edge in (*each["targets"], *each["by_scenario"], *each["unsupported"], *each["never_coactive"])}
+    assert set(said["roles"]) == listed
+    assert any(role for role in said["roles"].values())
+
+
+def test_rollouts_can_be_left_out(ulterior: Callable[..., Any], given: tuple[str, ...], small_scenario: Path) -> None:
+    said = document(ulterior("connections", "clt/0/5", *given, "--scenario", small_scenario, "--scenario-rollouts", 0, "--json").out)
+    assert said["scenario"] is None
+    assert said["roles"]
+
+
+def test_both_columns_are_in_the_record_through_attention(ulterior: Callable[..., Any], given: tuple[str, ...]) -> None:
+    call = ("connections", "clt/0/5", *given, "--through-attention", "--attention-tokens", 200, "--json")
+    said = document(ulterior(*call).out)
+    assert 0 < said["attention"]["n_tokens"] <= 200
+    assert said["attention"]["operations"] > 0
+    edges = said["features"][0]["targets"]
+    assert all(isinstance(edge["through_attention"], float) and isinstance(edge["twera"], float) for edge in edges)
+    assert any(edge["through_attention"] != edge["twera"] for edge in edges)
+
+
+def test_the_document_is_the_record(ulterior: Callable[..., Any], given: tuple[str, ...]) -> None:
+    said = document(ulterior("connections", "clt/0/5", *given, "--json").out)
+    said.pop("roles")
+    record = load(DownstreamConnections, json.dumps(said))
+    assert json.loads(dump(record)) == said
+
+
+def test_the_table_fits_a_hundred_columns(ulterior: Callable[..., Any], given: tuple[str, ...], small_scenario: Path) -> None:
+    call = ("connections", small_scenario, *given, "--through-attention", "--attention-tokens", 500, "--top", 7)
+    lines = ulterior(*call).out.splitlines()
+    assert max(len(line) for line in lines) <= 100
+    [first, *_] = [line for line in lines if line.startswith("target")]
+    assert first.split() == ["target", "layer", "TWERA", "+OV", "scenario", "ERA", "V", "support", "role", "fires", "on"]
+    rows = [line for line in lines if re.match(r"clt/\d+/\d+ +\d", line)]
+    assert rows
+    assert not any("\u2026" in line[:60] for line in rows)  # only the label is cut
+
+
+def test_columns_of_what_was_not_computed_are_left_out(ulterior: Callable[..., Any], given: tuple[str, ...]) -> None:
+    lines = ulterior("connections", "clt/0/5", *given).out.splitlines()
+    [first, *_] = [line for line in lines if line.startswith("target")]
+    assert first.split() == ["target", "layer", "TWERA", "ERA", "V", "support", "fires", "on"]
+
+
+def test_every_flag_has_a_mark_and_is_explained() -> None:
+    assert set(MARKS) == set(LEGEND) == set(ConnectionFlag)
+    assert len(set(MARKS.values())) == len(MARKS)
+    assert all(LEGEND[flag].startswith(MARKS[flag] + " ") for flag in ConnectionFlag)
+
+
+@pytest.mark.parametrize(
+    ("named", "title"),
+    [
+        (("clt/0/99",), "No such feature"),
+        (("clt/7/0",), "No such feature"),
+        (("plt/0/1",), "No such feature"),
+        (("clt/0",), "Not a feature"),
+        (("clt/0/5", "blackmail"), "Not a feature"),
+        (("blackmail", "escape"), "More than one scenario"),
+        (("blackmail", "--scenario", "escape"), "More than one scenario"),
+        (("blackmail", "--atlas", "nowhere"), "No features"),
+        (("clt/0/5", "--atlas", "nowhere"), "No such atlas"),
+        (("nosuch",), "Unknown scenario"),
+        (("clt/0/5", "--scenario", "nosuch"), "Unknown scenario"),
+    ],
+)
+def test_bad_input_is_refused(ulterior: Callable[..., Any], given: tuple[str, ...], named: tuple[str, ...], title: str) -> None:
+    said = ulterior("connections", *named, *given)
+    assert (said.code, said.out) == (2, "")
+    assert title in said.err
