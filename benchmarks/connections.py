@@ -42,7 +42,7 @@ from open_dictionary import make_clt
 from scipy import sparse
 
 from audit.connections import coactivation, virtual_weights
-from audit.connections.twera import strongest_targets
+from audit.connections.strongest import strongest_targets
 from audit.records import FeatureId
 from audit.subject import Subject
 from audit.subject.activations import TokenActivations

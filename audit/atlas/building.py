@@ -23,10 +23,12 @@ from scipy import sparse
 
 from audit.atlas import cells, layout, manifest, tiles
 from audit.atlas.manifest import Manifest, Pair
+from audit.atlas.pair import Into, LayerPair
 from audit.atlas.progress import Pace
 from audit.atlas.reading import Atlas
 from audit.atlas.sums import Sums
 from audit.atlas.table import Table
+from audit.atlas.work import Work
 from audit.connections import virtual_weights
 from audit.errors import AuditError, UsageError
 from audit.events import Observer, check_stop
@@ -37,6 +39,7 @@ from audit.subject.activations import TokenActivations
 MEMORY = 4 * 10**9
 """Bytes that a build allocates at most unless it is told otherwise."""
 CPU = torch.device("cpu")
+_SIDES: tuple[layout.Side, layout.Side] = ("source", "target")
 
 
 def build(
@@ -152,9 +155,6 @@ def _begun(work: Work) -> dict[tuple[layout.Side, int], frozenset[int]]:
     else:
         _note(work, [])
     return {(side, layer): _merged(work, side, layer) for side in _SIDES for layer, width in enumerate(work.key.widths) if width}
-
-
-_SIDES: tuple[layout.Side, layout.Side] = ("source", "target")
 
 
 def _merged(work: Work, side: layout.Side, layer: int) -> frozenset[int]:

@@ -213,4 +213,8 @@ def _say_neighbours(found: AtlasNeighbours, top: int) -> None:
 
 
 def _spans(layers: Sequence[int]) -> str:
-    return ", ".join(map(str, layers)) or "none"
+    """``1 to 4, 9`` of 1, 2, 3, 4, 9."""
+    starts = [layer for layer in layers if layer - 1 not in layers]
+    stops = [layer for layer in layers if layer + 1 not in layers]
+    runs = [str(start) if start == stop else f"{start} to {stop}" for start, stop in zip(starts, stops, strict=True)]
+    return ", ".join(runs) or "none"

@@ -160,7 +160,7 @@ def _fitting(beginning: str, parts: Sequence[str]) -> str:
 def describe(targets: Sequence[TargetDescriptors]) -> None:
     """Print what one sees of each target."""
     for each in targets:
-        motor = "" if each.motor_share is None else f", motor share {each.motor_share:.3f} nats on {each.motor_tokens} tokens"
+        motor = "" if each.motor_share is None else f", motor share {each.motor_share:.2g} nats on {each.motor_tokens} tokens"
         output.say(f"\n{each.feature}  {each.label}  ({each.label_source}; fires on {each.frequency:.2%}{motor})")
         for title, tokens in (("raises", each.top_unembeds), ("lowers", each.bottom_unembeds)):
             output.say(_fitting(f"  {title}", [one.token.strip() or repr(one.token) for one in tokens]))

@@ -10,7 +10,7 @@ from audit.connections.attention import Flow, through_attention
 from audit.connections.descriptors import describe_targets
 from audit.connections.listing import Weighed, listed
 from audit.connections.output_tokens import output_edges
-from audit.connections.twera import Strongest, Told, strongest_targets
+from audit.connections.strongest import Strongest, Told, strongest_targets
 from audit.events import Observer, StepProgress, check_stop
 from audit.records import AttentionTokens, DownstreamConnections, FeatureId, ScenarioTokens, TargetDescriptors
 from audit.subject import Subject

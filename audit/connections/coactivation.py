@@ -117,28 +117,29 @@ class Targets:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Meeting:
-    """All that the targets do on the tokens on which one source fires."""
+    """All that P targets do on the tokens on which each of S sources fires; a place s · P + j is that of source s and target j."""
 
-    firing: Firing
+    flow: Floats
+    """(n,) the sources' activations on the tokens on which they fire, source by source."""
     targets: Targets
     lengths: NDArray[np.intp]
-    """(n,) targets that fire on each of the source's tokens."""
+    """(n,) targets that fire on each of those tokens."""
     entries: NDArray[np.intp]
-    """(m,) places in the matrix of the targets' activations on those tokens, token by token."""
-    columns: NDArray[np.int32]
-    """(m,) targets there."""
+    """(m,) where in the targets' matrix their activations on those tokens are, token by token."""
+    places: NDArray[np.intp]
+    """(m,) of source and target there."""
     n_coactive: NDArray[np.intp]
-    """(P,)."""
+    """(S, P): tokens on which both fire."""
 
     def sums(self, chosen: NDArray[np.intp]) -> tuple[Floats, Floats]:
-        """Sums of a_j · a_i and of 1(a_j > 0) · a_i for some targets, (K,) and (K,); the others cost next to nothing."""
-        place = np.full(len(self.n_coactive), -1, dtype=np.intp)
-        place[chosen] = np.arange(len(chosen))
-        column = place[self.columns]
-        wanted = np.flatnonzero(column >= 0)
-        column, flow = column[wanted], np.repeat(self.firing.values, self.lengths)[wanted]
+        """Sums of a_j · a_i and of 1(a_j > 0) · a_i at some places, (K,) and (K,); the others cost next to nothing."""
+        order = np.full(self.n_coactive.size, -1, dtype=np.int32)
+        order[chosen] = np.arange(len(chosen))
+        kept = order[self.places]
+        wanted = np.flatnonzero(kept >= 0)
+        kept, flow = kept[wanted], np.repeat(self.flow, self.lengths)[wanted]
         product = flow * self.targets.matrix.data[self.entries[wanted]]
-        return np.bincount(column, product, len(chosen)).astype(np.float64), np.bincount(column, flow, len(chosen)).astype(np.float64)
+        return np.bincount(kept, product, len(chosen)).astype(np.float64), np.bincount(kept, flow, len(chosen)).astype(np.float64)
 
 
 def firings(layer: sparse.csr_matrix, indices: Sequence[int]) -> list[Firing]:
@@ -163,15 +164,23 @@ def part(whole: Targets, start: int, stop: int) -> Targets:
     return Targets(matrix=whole.matrix[:, picked], total=whole.total[picked], n_firing=whole.n_firing[picked])
 
 
-def meet(firing: Firing, some: Targets) -> Meeting:
-    """Count the tokens on which a source fires together with each target."""
-    starts = some.matrix.indptr[firing.rows]
-    lengths = (some.matrix.indptr[firing.rows + 1] - starts).astype(np.intp)
-    before = np.cumsum(lengths) - lengths
-    entries = np.repeat(starts - before, lengths) + np.arange(int(lengths.sum()))
-    columns = some.matrix.indices[entries]
-    n_coactive = np.bincount(columns, minlength=some.matrix.shape[1])
-    return Meeting(firing=firing, targets=some, lengths=lengths, entries=entries, columns=columns, n_coactive=n_coactive)
+def meet(sources: Sequence[Firing], some: Targets) -> Meeting:
+    """Count the tokens on which sources fire together with each target."""
+    rows = np.concatenate([np.zeros(0, dtype=np.intp), *(each.rows for each in sources)])
+    starts, width = some.matrix.indptr[rows], some.matrix.shape[1]
+    lengths = (some.matrix.indptr[rows + 1] - starts).astype(np.intp)
+    shift = np.cumsum(lengths) - lengths
+    entries = np.repeat(starts - shift, lengths) + np.arange(int(lengths.sum()))
+    first = np.repeat(np.arange(len(sources)) * width, [len(each.rows) for each in sources])
+    places = some.matrix.indices[entries] + np.repeat(first, lengths)
+    return Meeting(
+        flow=np.concatenate([np.zeros(0), *(each.values for each in sources)]),
+        targets=some,
+        lengths=lengths,
+        entries=entries,
+        places=places,
+        n_coactive=np.bincount(places, minlength=len(sources) * width).reshape(len(sources), width),
+    )
 
 
 def positive(matrix: sparse.csr_matrix) -> sparse.csr_matrix:

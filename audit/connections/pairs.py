@@ -39,7 +39,7 @@ def pair_edges(subject: Subject, activations: TokenActivations, pairs: Iterable[
             owner = np.full(len(index), place[source], dtype=np.intp)
             virtual = virtual_weights.pairs(dictionary.at(layer).W_enc, directions, owner, index)
             [firing] = coactivation.firings(activations.layers[source.layer], [source.index])
-            meeting = coactivation.meet(firing.over(sigma), targets)
+            meeting = coactivation.meet([firing.over(sigma)], targets)
             weighted, gated = meeting.sums(index)
             total, n_tokens = targets.total[index], max(activations.n_tokens, 1)
             expected = np.divide(weighted, total, out=np.zeros(len(index)), where=total > 0)
@@ -50,7 +50,7 @@ def pair_edges(subject: Subject, activations: TokenActivations, pairs: Iterable[
                     virtual_weight=float(virtual[k]),
                     era=float(gated[k] / n_tokens * virtual[k]),
                     twera=float(expected[k] * virtual[k]),
-                    n_coactive=int(meeting.n_coactive[j]),
+                    n_coactive=int(meeting.n_coactive[0, j]),
                     target_frequency=float(targets.n_firing[j] / n_tokens),
                 )
     return found

@@ -61,7 +61,7 @@ def same(found: tuple[AtlasNeighbour, ...], expected: list[AtlasNeighbour]) -> N
             assert each.twera == pytest.approx(place.twera, rel=1e-6)
 
 
-@settings(max_examples=40)
+@settings(max_examples=100)
 @given(
     kind=st.sampled_from(["clt", "plt"]),
     hook=st.sampled_from(["resid_mid", "mlp_in", "mlp_in_unweighted"]),

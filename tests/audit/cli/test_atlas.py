@@ -56,7 +56,7 @@ def test_an_atlas_is_built_once_and_shown(ulterior: Call, organism_dir: Path) ->
 
 
 def test_a_feature_has_the_edges_that_connections_find(ulterior: Call, folder: Path, tiny_subject: Any) -> None:
-    from audit.connections.twera import strongest_targets
+    from audit.connections.strongest import strongest_targets
     from audit.subject import observe
 
     feature = FeatureId("clt", 0, 3)
@@ -80,6 +80,7 @@ def test_the_table_fits_and_is_as_long_as_asked(ulterior: Call, folder: Path) ->
     assert "strongest targets, 2 of " in shown
     assert "strongest sources, 2 of " in shown
     assert shown.endswith("Targets of layers 2; sources of layers 0.\n")
+    assert ulterior("atlas", "show", folder, "clt/0/3").out.endswith("Targets of layers 1 to 2; sources of layers none.\n")
 
 
 def test_features_are_shown_for_connections(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

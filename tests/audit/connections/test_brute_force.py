@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from audit.connections.twera import Edge, layer_weights, strongest_targets
+from audit.connections.strongest import strongest_targets
+from audit.connections.twera import Edge, layer_weights
 from audit.records import FeatureId
 from audit.subject import Subject
 from audit.subject.activations import TokenActivations

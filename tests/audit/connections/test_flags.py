@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from audit.connections.flags import antipodal, flags
-from audit.connections.twera import Edge, Strongest
+from audit.connections.strongest import Strongest
+from audit.connections.twera import Edge
 from audit.ledger.identity import dump, load
 from audit.records import Connection, FeatureId
 from audit.records.connections import ConnectionFlag

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from audit.connections.pairs import pair_edges
-from audit.connections.twera import layer_weights, strongest_targets
+from audit.connections.strongest import strongest_targets
+from audit.connections.twera import layer_weights
 from audit.records import FeatureId
 from audit.subject import Subject, observe
 

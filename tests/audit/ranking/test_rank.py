@@ -12,7 +12,7 @@ import pytest
 import torch
 from scipy import sparse
 
-from audit.connections.twera import source_edges
+from audit.connections.strongest import source_edges
 from audit.errors import Interrupted
 from audit.events import Event, SilentObserver, StepProgress
 from audit.ranking import rank

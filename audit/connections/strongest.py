@@ -1,0 +1,389 @@
+"""The strongest targets of many sources at once: one pass over the encoders, whatever the number of sources.
+
+Of every target of every later layer its virtual weight is computed; what costs more is done only where it can matter. Targets that
+co-fire with the source on fewer tokens than the cut-off are counted and shown apart, never ranked.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import groupby
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from audit.connections import coactivation, virtual_weights
+from audit.connections.coactivation import Firing, Floats, Meeting, Targets
+from audit.connections.twera import Edge, denominators
+from audit.connections.virtual_weights import Panel
+from audit.records import FeatureId
+from audit.subject import Subject
+from audit.subject.activations import TokenActivations
+from audit.subject.dictionary import Dictionary
+from audit.subject.matrix import Matrix
+
+LOUDEST = 1e-4
+"""Share of a source's targets, by |V|, among which those that never fire with it are counted."""
+SHOWN = 8
+"""Targets kept a source of those that are not ranked: the strongest below the cut-off, the largest |V| of those that never fire with it."""
+TOGETHER = 1 << 17
+"""Pairs of a source and a target, and of their activations, that are looked through at once."""
+WIDER = 1 + 1e-9
+"""By which bounds are widened, for the rounding of sums over tokens."""
+ROW = np.dtype(
+    [
+        ("source", np.int64),
+        ("layer", np.int64),
+        ("index", np.int64),
+        ("virtual", np.float64),
+        ("era", np.float64),
+        ("twera", np.float64),
+        ("n_coactive", np.int64),
+        ("frequency", np.float64),
+    ]
+)
+"""One target of a source, before it is an ``Edge``."""
+Told = Callable[[int, int, int], None]
+"""Called with (layers done, layers in all, the layer that comes)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Strongest:
+    """What one source feeds."""
+
+    source: FeatureId
+    edges: tuple[Edge, ...]
+    """Largest |TWERA| first."""
+    n_unsupported: int
+    """Targets that fire together with the source, but on fewer tokens than the cut-off."""
+    n_never_coactive: int
+    """Those of the ``LOUDEST`` targets by |V| that never fire together with the source."""
+    unsupported: tuple[Edge, ...] = ()
+    """The strongest of the unsupported, largest |TWERA| first."""
+    never_coactive: tuple[FeatureId, ...] = ()
+    """The strongest of those that never fire together with the source, largest |V| first."""
+    typical: Mapping[int, float] = field(default_factory=dict)
+    """Target layer → root mean square of the source's virtual weights on all its features."""
+
+
+def strongest_targets(
+    subject: Subject,
+    activations: TokenActivations,
+    sources: Sequence[FeatureId],
+    *,
+    top: int,
+    support: int,
+    device: torch.device | None = None,
+    told: Told | None = None,
+) -> tuple[Strongest, ...]:
+    """The strongest supported targets of all sources, over the features of all later layers.
+
+    One pass: the encoders of a layer are read once and multiplied by the decoders of all sources of earlier layers, whatever their
+    layers. Beside the activations, memory holds one block of encoders, one panel of virtual weights (``virtual_weights.panels``), and
+    ``top`` targets a source.
+
+    ``|TWERA_ij| ≤ max(a_i / sigma) · |V_ij|``, so that the activations of a target are summed only where that reaches the weakest target
+    kept so far. Bounds allow for rounding, and what is kept is computed again in float64, so that nothing is lost.
+
+    Args:
+        subject: model and dictionary.
+        activations: of the corpus; its content tokens are what the expectations run over.
+        sources: features of any layers, in any order.
+        top: targets kept a source, by |TWERA|, largest first; ties by layer and index.
+        support: fewest tokens on which source and target must fire together.
+        device: that multiplies; the CPU by default.
+        told: called before each layer; may raise to stop.
+
+    Returns:
+        One a source, in their order.
+    """
+    dictionary = subject.dictionary
+    later = [layer for layer in dictionary.present if any(source.layer < layer for source in sources)]
+    found = _begun(dictionary, activations, sources, top, support)
+    for layer, group in groupby(_ahead(_multiplied(subject, sources, later, device)), key=lambda part: part.layer):
+        if told is not None:
+            told(later.index(layer), len(later), layer)
+        sigma, whole = denominators(dictionary, activations, layer), coactivation.targets(activations.layers[layer])
+        active = [each for each in found if each.source.layer < layer]
+        flows = [each.firing.over(sigma) for each in active]
+        for part in group:
+            some = coactivation.part(whole, part.panel.start, part.panel.start + len(part.panel.encoder_norm))
+            sift = _Sift(panel=part.panel, size=np.abs(part.panel.virtual), some=some, layer=layer, n_tokens=activations.n_tokens)
+            rows = [sift.chosen(active[picked], flows[picked], picked.start) for picked in _groups(flows, some)]
+            exact = _exact(dictionary.at(layer).W_enc, part.directions, np.concatenate(rows))
+            for place, own in enumerate(np.split(exact, np.searchsorted(exact["source"], np.arange(1, len(active))))):
+                active[place].keep(own)
+    return tuple(each.result(dictionary.kind) for each in found)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Multiplied:
+    """Virtual weights of the sources of earlier layers on neighbouring targets of one layer."""
+
+    layer: int
+    directions: Tensor
+    """(S, d_in) float64: what the sources have written."""
+    panel: Panel
+
+
+def _multiplied(subject: Subject, sources: Sequence[FeatureId], later: Sequence[int], device: torch.device | None) -> Iterator[_Multiplied]:
+    """All virtual weights, layer by layer."""
+    dictionary = subject.dictionary
+    written = virtual_weights.Written(dictionary=dictionary, sources=sources)
+    for layer in later:
+        active = [place for place, source in enumerate(sources) if source.layer < layer]
+        norm = subject.model.mlp_norm(layer) if virtual_weights.reading(dictionary).divided else None
+        directions = virtual_weights.read_through(dictionary, written.before(layer)[active], norm)
+        for panel in virtual_weights.panels(dictionary.at(layer).W_enc, directions, device):
+            yield _Multiplied(layer=layer, directions=directions, panel=panel)
+
+
+def _ahead(parts: Iterator[_Multiplied]) -> Iterator[_Multiplied]:
+    """The same, each made while the one before is looked through: products and sums over tokens use different parts of a machine."""
+    with ThreadPoolExecutor(1) as worker:
+        coming = worker.submit(next, parts, None)
+        while (part := coming.result()) is not None:
+            coming = worker.submit(next, parts, None)
+            yield part
+
+
+def source_edges(
+    subject: Subject, activations: TokenActivations, sources: Sequence[FeatureId], *, top: int, support: int
+) -> Iterator[tuple[FeatureId, tuple[Edge, ...], int]]:
+    """``strongest_targets`` as (source, its edges, how many targets co-fired on fewer tokens than ``support``)."""
+    for each in strongest_targets(subject, activations, sources, top=top, support=support):
+        yield each.source, each.edges, each.n_unsupported
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Kept:
+    """The strongest targets so far."""
+
+    top: int
+    rows: NDArray[np.void] = field(default_factory=lambda: np.zeros(0, dtype=ROW))
+
+    @property
+    def weakest(self) -> float:
+        """|TWERA| that a target must reach."""
+        return float(abs(self.rows["twera"][-1])) if len(self.rows) == self.top else 0.0
+
+    def merge(self, rows: NDArray[np.void]) -> None:
+        """Take in more targets."""
+        if len(rows):
+            both = _joined(self.rows, rows)
+            self.rows = both[np.lexsort((both["index"], both["layer"], -np.abs(both["twera"])))][: self.top]
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Found:
+    """What is known of one source's targets so far."""
+
+    source: FeatureId
+    firing: Firing
+    support: int
+    n_loudest: int
+    """Targets among which those that never fire with the source are counted: ``LOUDEST`` of all."""
+    ranked: _Kept
+    unsupported: _Kept
+    n_unsupported: int = 0
+    loudest: NDArray[np.void] = field(default_factory=lambda: np.zeros(0, dtype=ROW))
+    """Targets with the largest |V| so far, largest first."""
+    heard: list[NDArray[np.void]] = field(default_factory=list)
+    """More that may be among them."""
+    squares: dict[int, float] = field(default_factory=dict)
+    """Target layer → sum of V²."""
+    widths: dict[int, int] = field(default_factory=dict)
+    """Target layer → targets summed."""
+
+    def keep(self, rows: NDArray[np.void]) -> None:
+        """Merge targets into those kept."""
+        enough = rows["n_coactive"] >= self.support
+        self.ranked.merge(rows[enough])
+        self.unsupported.merge(rows[~enough])
+
+    @property
+    def floor(self) -> float:
+        """|V| that a target must reach to be among the loudest, as far as is known; −1 as long as there is room."""
+        return float(abs(self.loudest["virtual"][-1])) if len(self.loudest) == self.n_loudest else -1.0
+
+    def hear(self, rows: NDArray[np.void]) -> None:
+        """Take in targets with a large |V|."""
+        self.heard.append(rows)
+        if sum(map(len, self.heard)) >= self.n_loudest:
+            self._settle()
+
+    def _settle(self) -> None:
+        both = np.concatenate([self.loudest, *self.heard])
+        self.loudest = both[np.lexsort((both["index"], both["layer"], -np.abs(both["virtual"])))][: self.n_loudest]
+        self.heard.clear()
+
+    def result(self, kind: str) -> Strongest:
+        """All of it."""
+        self._settle()
+        silent = self.loudest[self.loudest["n_coactive"] == 0]
+        return Strongest(
+            source=self.source,
+            edges=tuple(self._edge(kind, row) for row in self.ranked.rows),
+            n_unsupported=self.n_unsupported,
+            n_never_coactive=len(silent),
+            unsupported=tuple(self._edge(kind, row) for row in self.unsupported.rows),
+            never_coactive=tuple(FeatureId(kind, int(row["layer"]), int(row["index"])) for row in silent[:SHOWN]),
+            typical={layer: float(np.sqrt(square / self.widths[layer])) for layer, square in self.squares.items()},
+        )
+
+    def _edge(self, kind: str, row: np.void) -> Edge:
+        return Edge(
+            target=FeatureId(kind, int(row["layer"]), int(row["index"])),
+            virtual_weight=float(row["virtual"]),
+            era=float(row["era"]),
+            twera=float(row["twera"]),
+            n_coactive=int(row["n_coactive"]),
+            target_frequency=float(row["frequency"]),
+        )
+
+
+def _begun(
+    dictionary: Dictionary, activations: TokenActivations, sources: Sequence[FeatureId], top: int, support: int
+) -> tuple[_Found, ...]:
+    firing: dict[FeatureId, Firing] = {}
+    for layer in {source.layer for source in sources}:
+        own = [source for source in sources if source.layer == layer]
+        firing |= zip(own, coactivation.firings(activations.layers[layer], [source.index for source in own]), strict=True)
+    n_targets = {source.layer: sum(dictionary.widths[source.layer + 1 :]) for source in sources}
+    return tuple(
+        _Found(
+            source=source,
+            firing=firing[source],
+            support=support,
+            n_loudest=math.ceil(LOUDEST * n_targets[source.layer]),
+            ranked=_Kept(top=top),
+            unsupported=_Kept(top=SHOWN),
+        )
+        for source in sources
+    )
+
+
+def _groups(flows: Sequence[Firing], some: Targets) -> Iterator[slice]:
+    """Neighbouring sources that are looked through together, so that a call works on much and the cache still holds it."""
+    n_tokens, width = some.matrix.shape
+    a_token, start, met = some.matrix.nnz / max(n_tokens, 1), 0, 0.0
+    for place, flow in enumerate(flows):
+        more = a_token * len(flow.rows)
+        if place > start and ((place + 1 - start) * width > TOGETHER or met + more > TOGETHER):
+            yield slice(start, place)
+            start, met = place, 0.0
+        met += more
+    if flows:
+        yield slice(start, len(flows))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Sift:
+    """Which targets of a panel may be among the strongest of some sources."""
+
+    panel: Panel
+    size: NDArray[np.float32]
+    """(S, P): |V|."""
+    some: Targets
+    layer: int
+    n_tokens: int
+
+    def chosen(self, found: Sequence[_Found], flows: Sequence[Firing], first: int) -> NDArray[np.void]:
+        """Those targets, (n,) of ``ROW``, source by source; V is still to be filled in: ERA and TWERA are given for V = 1.
+
+        Args:
+            found: neighbouring sources; they take in what is counted over all targets.
+            flows: their activations over the norm denominator.
+            first: row of the first one in the panel.
+        """
+        meeting, width = coactivation.meet(flows, self.some), self.size.shape[1]
+        n_coactive, sizes = meeting.n_coactive.ravel(), self.size[first : first + len(found)]
+        self._count(found, first, meeting)
+        places = np.flatnonzero(n_coactive > 0)
+        owner, column = np.divmod(places, width)
+        enough = n_coactive[places] >= np.array([each.support for each in found])[owner]
+        for each, n_unsupported in zip(found, np.bincount(owner[~enough], minlength=len(found)), strict=True):
+            each.n_unsupported += int(n_unsupported)
+        size, slack = sizes.ravel()[places], self.panel.rounding[first + owner] * self.panel.encoder_norm[column]
+        weakest = np.array([(each.unsupported.weakest, each.ranked.weakest) for each in found])[owner, enough.astype(np.intp)]
+        peak = np.array([flow.values.max(initial=0.0) for flow in flows])[owner]
+        near = np.flatnonzero(peak * (size + slack) * WIDER >= weakest)
+        places, owner, column, enough = places[near], owner[near], column[near], enough[near]
+        weighted, gated = meeting.sums(places)
+        expected = weighted / self.some.total[column]
+        top = np.array([(each.unsupported.top, each.ranked.top) for each in found])[owner, enough.astype(np.intp)]
+        low, high = expected * (size[near] - slack[near]), expected * (size[near] + slack[near]) * WIDER
+        may = _may_lead(low, high, weakest[near], (owner * 2 + enough).astype(np.int16), top)
+        rows = np.zeros(len(may), dtype=ROW)
+        rows["source"], rows["layer"], rows["index"], rows["virtual"] = first + owner[may], self.layer, self.panel.start + column[may], 1.0
+        rows["era"], rows["twera"], rows["n_coactive"] = gated[may] / self.n_tokens, expected[may], n_coactive[places[may]]
+        rows["frequency"] = self.some.n_firing[column[may]] / self.n_tokens
+        return rows
+
+    def _count(self, found: Sequence[_Found], first: int, meeting: Meeting) -> None:
+        """Let sources take in V² and the targets with the largest |V|."""
+        picked = slice(first, first + len(found))
+        virtual, size = self.panel.virtual[picked], self.size[picked]
+        for each, square in zip(found, np.square(np.linalg.norm(virtual, axis=1).astype(np.float64)), strict=True):
+            each.squares[self.layer] = each.squares.get(self.layer, 0.0) + float(square)
+            each.widths[self.layer] = each.widths.get(self.layer, 0) + size.shape[1]
+        floors = np.array([each.floor if each.floor >= 0 else _largest(row, each.n_loudest) for each, row in zip(found, size, strict=True)])
+        owner, column = np.divmod(np.flatnonzero(size >= floors[:, None].astype(np.float32)), size.shape[1])
+        rows = np.zeros(len(owner), dtype=ROW)
+        rows["layer"], rows["index"], rows["virtual"] = self.layer, self.panel.start + column, virtual[owner, column]
+        rows["n_coactive"], rows["frequency"] = meeting.n_coactive[owner, column], self.some.n_firing[column] / self.n_tokens
+        for each, own in zip(found, np.split(rows, np.searchsorted(owner, np.arange(1, len(found)))), strict=True):
+            if len(own):
+                each.hear(own)
+
+
+def _largest(values: NDArray[np.float32], n: int) -> float:
+    """The n-th largest; −1 where there are not as many."""
+    return -1.0 if len(values) < n else float(np.partition(values, len(values) - n)[len(values) - n])
+
+
+def _joined(first: NDArray[np.void], second: NDArray[np.void]) -> NDArray[np.void]:
+    """One after the other; ``np.concatenate`` spends most of its time on comparing the fields' types."""
+    both = np.empty(len(first) + len(second), dtype=ROW)
+    both[: len(first)], both[len(first) :] = first, second
+    return both
+
+
+def _may_lead(low: Floats, high: Floats, floor: Floats, group: NDArray[np.int16], top: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Which sizes, known to lie between two bounds, may reach their floor and be among the ``top`` largest of their group; in order.
+
+    Args:
+        low: (n,).
+        high: (n,).
+        floor: (n,) the same in a group, like ``top``.
+        group: (n,) any number.
+        top: (n,).
+    """
+    order = np.argsort(group, kind="stable")  # a radix sort, for numbers this short
+    low, floor, top, group = low[order], floor[order], top[order], group[order]
+    starts = np.flatnonzero(np.diff(group, prepend=group[:1] - 1))
+    ends = np.append(starts[1:], len(low))
+    least = floor[starts]
+    for k, (start, end, n) in enumerate(zip(starts, ends, top[starts], strict=True)):
+        if end - start > n:
+            least[k] = max(least[k], np.partition(low[start:end], end - start - n)[end - start - n])
+    return np.sort(order[high[order] >= np.repeat(least, ends - starts)])
+
+
+def _exact(W_enc: Matrix, directions: Tensor, rows: NDArray[np.void]) -> NDArray[np.void]:
+    """Targets with their virtual weights, from float64 products; every encoder is read once for all sources.
+
+    Args:
+        W_enc: (n_features, d_in) encoders of the targets' layer.
+        directions: (S, d_in) float64, what the sources have written.
+        rows: of all sources, with ERA and TWERA for V = 1.
+    """
+    rows["virtual"] = virtual_weights.pairs(W_enc, directions, rows["source"], rows["index"])
+    rows["era"] *= rows["virtual"]
+    rows["twera"] *= rows["virtual"]
+    return rows
