@@ -289,8 +289,8 @@ def parts(subject: Subject, activations: TokenActivations, sources: list[Feature
         for layer in dictionary.present[1:]:
             active = [place for place, source in enumerate(sources) if source.layer < layer]
             if active:
-                for _ in virtual_weights.panels(dictionary.at(layer).W_enc, written.before(layer)[active], device):
-                    pass
+                for make in virtual_weights.panels(dictionary.at(layer).W_enc, written.before(layer)[active], device):
+                    make()
 
     return {"virtual_weights": medians(repeated(virtual, REPEATS))}
 

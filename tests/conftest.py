@@ -82,10 +82,10 @@ def dense_of(dictionary: Dictionary) -> Weights:
     layers = [dictionary.at(layer) for layer in range(dictionary.n_layers)]
     limits = [each.threshold for each in layers]
     return Weights(
-        W_enc=tuple(each.W_enc.rows(slice(None)) for each in layers),
+        W_enc=tuple(each.W_enc.rows(slice(None)).clone() for each in layers),
         b_enc=tuple(each.b_enc for each in layers),
         threshold=None if limits[0] is None else tuple(limit for limit in limits if limit is not None),
-        W_dec=tuple(each.W_dec.rows(slice(None)) for each in layers),
+        W_dec=tuple(each.W_dec.rows(slice(None)).clone() for each in layers),
         b_dec=tuple(each for each in dictionary.b_dec if each is not None),
     )
 

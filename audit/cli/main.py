@@ -9,6 +9,7 @@ from typing import NoReturn
 import click
 
 from audit.cli import diagnostics, output
+from audit.cli.atlas import atlas
 from audit.cli.connections import connections
 from audit.cli.doctor import doctor
 from audit.cli.labels import labels
@@ -19,6 +20,7 @@ from audit.cli.report import report
 from audit.cli.run import run
 from audit.cli.scenarios import scenarios
 from audit.cli.search import search
+from audit.cli.statistics import statistics
 from audit.cli.sweep import sweep
 from audit.ledger.provenance import package_version
 
@@ -43,7 +45,7 @@ def ulterior(ctx: click.Context) -> None:
         output.say(ctx.get_help())
 
 
-for command in (run, scenarios, search, connections, rank, sweep, report, ledger, labels, organism, doctor):
+for command in (run, scenarios, search, connections, rank, sweep, report, ledger, labels, statistics, atlas, organism, doctor):
     ulterior.add_command(command)
 
 

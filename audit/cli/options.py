@@ -64,7 +64,7 @@ def model_options(command: Command) -> Command:
         opening_options(command),
         click.option("--subject", metavar="PATH|HUB-ID", help="Folder or hub id of the model. [default: the bundled one]"),
         click.option("--dictionary", metavar="PATH|HUB-ID", help="Its dictionary: folder, file, hub id, or a bundled one's name."),
-        click.option("--corpus", metavar="FILE", type=click.Path(path_type=str), help='Text to observe: one {"text": ...} a line.'),
+        click.option("--corpus", metavar="FILE", type=click.Path(path_type=str), help='Text to observe: {"text": ...} a line, or plain.'),
         click.option("--labels", metavar="FILE", help="Label store, made by `ulterior labels import`."),
         click.option("--seed", metavar="N", type=click.IntRange(min=0), default=_DEFAULTS["seed"], show_default=True),
     )

@@ -7,10 +7,12 @@ co-fire with the source on fewer tokens than the cut-off are counted and shown a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, islice
 
 import numpy as np
 import torch
@@ -31,7 +33,9 @@ LOUDEST = 1e-4
 """Share of a source's targets, by |V|, among which those that never fire with it are counted."""
 SHOWN = 8
 """Targets kept a source of those that are not ranked: the strongest below the cut-off, the largest |V| of those that never fire with it."""
-TOGETHER = 1 << 17
+MAKERS = 4
+"""Threads that multiply: with more, sums over tokens take longer than products."""
+TOGETHER = 1 << 19
 """Pairs of a source and a target, and of their activations, that are looked through at once."""
 WIDER = 1 + 1e-9
 """By which bounds are widened, for the rounding of sums over tokens."""
@@ -84,8 +88,8 @@ def strongest_targets(
     """The strongest supported targets of all sources, over the features of all later layers.
 
     One pass: the encoders of a layer are read once and multiplied by the decoders of all sources of earlier layers, whatever their
-    layers. Beside the activations, memory holds one block of encoders, one panel of virtual weights (``virtual_weights.panels``), and
-    ``top`` targets a source.
+    layers. Beside the activations, memory holds, for each thread, one block of encoders and one panel of virtual weights
+    (``virtual_weights.panels``), and ``top`` targets a source.
 
     ``|TWERA_ij| ≤ max(a_i / sigma) · |V_ij|``, so that the activations of a target are summed only where that reaches the weakest target
     kept so far. Bounds allow for rounding, and what is kept is computed again in float64, so that nothing is lost.
@@ -105,30 +109,31 @@ def strongest_targets(
     dictionary = subject.dictionary
     later = [layer for layer in dictionary.present if any(source.layer < layer for source in sources)]
     found = _begun(dictionary, activations, sources, top, support)
-    for layer, group in groupby(_ahead(_multiplied(subject, sources, later, device)), key=lambda part: part.layer):
-        if told is not None:
-            told(later.index(layer), len(later), layer)
-        sigma, whole = denominators(dictionary, activations, layer), coactivation.targets(activations.layers[layer])
-        active = [each for each in found if each.source.layer < layer]
-        flows = [each.firing.over(sigma) for each in active]
-        for part in group:
-            some = coactivation.part(whole, part.panel.start, part.panel.start + len(part.panel.encoder_norm))
-            sift = _Sift(panel=part.panel, size=np.abs(part.panel.virtual), some=some, layer=layer, n_tokens=activations.n_tokens)
-            rows = [sift.chosen(active[picked], flows[picked], picked.start) for picked in _groups(flows, some)]
-            exact = _exact(dictionary.at(layer).W_enc, part.directions, np.concatenate(rows))
-            for place, own in enumerate(np.split(exact, np.searchsorted(exact["source"], np.arange(1, len(active))))):
-                active[place].keep(own)
+    with closing(_made(_multiplied(subject, sources, later, device), device)) as panels:
+        for layer, group in groupby(panels, key=lambda made: made[0].layer):
+            if told is not None:
+                told(later.index(layer), len(later), layer)
+            sigma, whole = denominators(dictionary, activations, layer), coactivation.targets(activations.layers[layer])
+            active = [each for each in found if each.source.layer < layer]
+            flows = [each.firing.over(sigma) for each in active]
+            for part, panel in group:
+                some = coactivation.part(whole, panel.start, panel.start + len(panel.encoder_norm))
+                sift = _Sift(panel=panel, size=np.abs(panel.virtual), some=some, layer=layer, n_tokens=activations.n_tokens)
+                rows = [sift.chosen(active[picked], flows[picked], picked.start) for picked in _groups(flows, some)]
+                exact = _exact(dictionary.at(layer).W_enc, part.directions, np.concatenate(rows))
+                for place, own in enumerate(np.split(exact, np.searchsorted(exact["source"], np.arange(1, len(active))))):
+                    active[place].keep(own)
     return tuple(each.result(dictionary.kind) for each in found)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Multiplied:
-    """Virtual weights of the sources of earlier layers on neighbouring targets of one layer."""
+    """Virtual weights of the sources of earlier layers on neighbouring targets of one layer, to be made."""
 
     layer: int
     directions: Tensor
     """(S, d_in) float64: what the sources have written."""
-    panel: Panel
+    make: Callable[[], Panel]
 
 
 def _multiplied(subject: Subject, sources: Sequence[FeatureId], later: Sequence[int], device: torch.device | None) -> Iterator[_Multiplied]:
@@ -139,17 +144,32 @@ def _multiplied(subject: Subject, sources: Sequence[FeatureId], later: Sequence[
         active = [place for place, source in enumerate(sources) if source.layer < layer]
         norm = subject.model.mlp_norm(layer) if virtual_weights.reading(dictionary).divided else None
         directions = virtual_weights.read_through(dictionary, written.before(layer)[active], norm)
-        for panel in virtual_weights.panels(dictionary.at(layer).W_enc, directions, device):
-            yield _Multiplied(layer=layer, directions=directions, panel=panel)
+        for make in virtual_weights.panels(dictionary.at(layer).W_enc, directions, device):
+            yield _Multiplied(layer=layer, directions=directions, make=make)
 
 
-def _ahead(parts: Iterator[_Multiplied]) -> Iterator[_Multiplied]:
-    """The same, each made while the one before is looked through: products and sums over tokens use different parts of a machine."""
-    with ThreadPoolExecutor(1) as worker:
-        coming = worker.submit(next, parts, None)
-        while (part := coming.result()) is not None:
-            coming = worker.submit(next, parts, None)
-            yield part
+def _made(parts: Iterator[_Multiplied], device: torch.device | None) -> Generator[tuple[_Multiplied, Panel], None, None]:
+    """The same with their panels, in order; while one is looked through, threads make the next ones.
+
+    Looking through a panel takes about as long as making it, and cannot be divided. So products are made by threads of one core each,
+    where the library would divide every product among all cores and wait for the slowest.
+    """
+    threads = torch.get_num_threads()
+    n = min(threads, MAKERS)
+    if n == 1 or (device is not None and device.type != "cpu"):
+        yield from ((part, part.make()) for part in parts)
+        return
+    torch.set_num_threads(threads // n)  # of this thread, and of those that begin from now on
+    try:
+        with ThreadPoolExecutor(n) as pool:
+            coming = deque((part, pool.submit(part.make)) for part in islice(parts, n))
+            while coming:
+                part, making = coming.popleft()
+                panel = making.result()
+                coming.extend((later, pool.submit(later.make)) for later in islice(parts, 1))
+                yield part, panel
+    finally:
+        torch.set_num_threads(threads)
 
 
 def source_edges(
@@ -301,11 +321,10 @@ class _Sift:
             flows: their activations over the norm denominator.
             first: row of the first one in the panel.
         """
-        meeting, width = coactivation.meet(flows, self.some), self.size.shape[1]
+        meeting = coactivation.meet(flows, self.some)
         n_coactive, sizes = meeting.n_coactive.ravel(), self.size[first : first + len(found)]
         self._count(found, first, meeting)
-        places = np.flatnonzero(n_coactive > 0)
-        owner, column = np.divmod(places, width)
+        places, owner, column = _where(meeting.n_coactive > 0)
         enough = n_coactive[places] >= np.array([each.support for each in found])[owner]
         for each, n_unsupported in zip(found, np.bincount(owner[~enough], minlength=len(found)), strict=True):
             each.n_unsupported += int(n_unsupported)
@@ -333,13 +352,20 @@ class _Sift:
             each.squares[self.layer] = each.squares.get(self.layer, 0.0) + float(square)
             each.widths[self.layer] = each.widths.get(self.layer, 0) + size.shape[1]
         floors = np.array([each.floor if each.floor >= 0 else _largest(row, each.n_loudest) for each, row in zip(found, size, strict=True)])
-        owner, column = np.divmod(np.flatnonzero(size >= floors[:, None].astype(np.float32)), size.shape[1])
+        _, owner, column = _where(size >= floors[:, None].astype(np.float32))
         rows = np.zeros(len(owner), dtype=ROW)
         rows["layer"], rows["index"], rows["virtual"] = self.layer, self.panel.start + column, virtual[owner, column]
         rows["n_coactive"], rows["frequency"] = meeting.n_coactive[owner, column], self.some.n_firing[column] / self.n_tokens
         for each, own in zip(found, np.split(rows, np.searchsorted(owner, np.arange(1, len(found)))), strict=True):
             if len(own):
                 each.hear(own)
+
+
+def _where(true: NDArray[np.bool_]) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:
+    """Places in a matrix, (S, P), that are true, counted row by row, their rows and their columns; quicker than ``np.nonzero``."""
+    places = np.flatnonzero(true)
+    row = np.repeat(np.arange(len(true)), np.count_nonzero(true, axis=1))
+    return places, row, places - row * true.shape[1]
 
 
 def _largest(values: NDArray[np.float32], n: int) -> float:
@@ -364,6 +390,8 @@ def _may_lead(low: Floats, high: Floats, floor: Floats, group: NDArray[np.int16]
         group: (n,) any number.
         top: (n,).
     """
+    if not len(low):
+        return np.zeros(0, dtype=np.intp)
     order = np.argsort(group, kind="stable")  # a radix sort, for numbers this short
     low, floor, top, group = low[order], floor[order], top[order], group[order]
     starts = np.flatnonzero(np.diff(group, prepend=group[:1] - 1))

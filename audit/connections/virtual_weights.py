@@ -10,8 +10,9 @@ denominator changes from token to token and belongs inside the expectation, so i
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -171,33 +172,38 @@ class Panel:
     """(S,): a virtual weight is off by at most this times its ``encoder_norm``."""
 
 
-def panels(W_enc: Matrix, directions: Tensor, device: torch.device | None = None) -> Iterator[Panel]:
-    """Multiply all sources with all encoders of a layer, reading every encoder once.
+def panels(W_enc: Matrix, directions: Tensor, device: torch.device | None = None) -> Iterator[Callable[[], Panel]]:
+    """Multiply all sources with all encoders of a layer, reading every encoder once; each product can be made in a thread of its own.
 
     float32 throughout: bfloat16 products would be twice as fast on a processor that has them, but are rounded to 8 bits. What is
-    reported is computed again by ``pairs``. Memory: one block of encoders and one panel, whatever the width of the layer.
+    reported is computed again by ``pairs``. Memory: one block of encoders and one panel a thread, whatever the width of the layer.
 
     Args:
         W_enc: (n_features, d_in) encoders.
         directions: (S, d_in) float64, from ``read_through``.
         device: that multiplies; the CPU by default.
 
-    Raises:
-        SubjectError: an encoder holds numbers that are not finite.
+    Yields:
+        What makes one panel, in order; it raises ``SubjectError`` if an encoder holds numbers that are not finite.
     """
-    place = device or torch.device("cpu")
-    narrow = directions.float().to(place)
     step = max(1, BLOCK_ELEMENTS // W_enc.shape[1])
     width = max(step, PANEL_ELEMENTS // max(1, len(directions)) // step * step)
-    buffer = torch.empty(min(step, len(W_enc)), W_enc.shape[1], device=place)
     # The length of a sum bounds its rounding, whatever its order; 2 more for the rounding of the sources and of the norm.
     rounding = (W_enc.shape[1] + 2) * UNIT_ROUNDOFF * directions.norm(dim=1).numpy() * (1 + 1e-3)
+    narrow = directions.float().to(device or torch.device("cpu"))
     for start in range(0, len(W_enc), width):
-        stop = min(start + width, len(W_enc))
-        virtual, norms = torch.empty(len(directions), stop - start, device=place), torch.empty(stop - start, device=place)
-        for first in range(start, stop, step):
-            _multiply(W_enc, narrow, slice(first, min(first + step, stop)), buffer, (virtual[:, first - start :], norms[first - start :]))
-        yield Panel(start=start, virtual=virtual.cpu().numpy(), encoder_norm=norms.cpu().numpy(), rounding=rounding)
+        yield partial(_panel, W_enc, narrow, slice(start, min(start + width, len(W_enc))), rounding)
+
+
+def _panel(W_enc: Matrix, directions: Tensor, picked: slice, rounding: NDArray[np.float64]) -> Panel:
+    """Products with neighbouring encoders, a block at a time."""
+    n, step, place = picked.stop - picked.start, max(1, BLOCK_ELEMENTS // W_enc.shape[1]), directions.device
+    virtual, norms = torch.empty(len(directions), n, device=place), torch.empty(n, device=place)
+    buffer = torch.empty(min(step, n), W_enc.shape[1], device=place)
+    for first in range(0, n, step):
+        block = slice(picked.start + first, min(picked.start + first + step, picked.stop))
+        _multiply(W_enc, directions, block, buffer, (virtual[:, first:], norms[first:]))
+    return Panel(start=picked.start, virtual=virtual.cpu().numpy(), encoder_norm=norms.cpu().numpy(), rounding=rounding)
 
 
 def _multiply(W_enc: Matrix, directions: Tensor, picked: slice, buffer: Tensor, into: tuple[Tensor, Tensor]) -> None:

@@ -98,7 +98,7 @@ def test_every_flag_has_a_mark_and_is_explained() -> None:
         (("blackmail", "escape"), "More than one scenario"),
         (("blackmail", "--scenario", "escape"), "More than one scenario"),
         (("blackmail", "--atlas", "nowhere"), "No features"),
-        (("clt/0/5", "--atlas", "nowhere"), "No such atlas"),
+        (("clt/0/5", "--atlas", "nowhere"), "No atlas"),
         (("nosuch",), "Unknown scenario"),
         (("clt/0/5", "--scenario", "nosuch"), "Unknown scenario"),
     ],

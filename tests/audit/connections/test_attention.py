@@ -395,7 +395,7 @@ def test_a_source_that_does_nothing_weighs_nothing(tiny_subject: Subject, with_t
     """One never fires; the other fires and writes zeros."""
     subject, activations = few(tiny_subject, 4)
     silent, mute = busiest(activations, subject.dictionary, (0, 0), (0, 1))
-    W_dec = [subject.dictionary.at(layer).W_dec.rows(slice(None)) for layer in range(3)]
+    W_dec = [subject.dictionary.at(layer).W_dec.rows(slice(None)).clone() for layer in range(3)]
     W_dec[0][mute.index] = 0
     columns = activations.layers[0].toarray()
     columns[:, silent.index] = 0

@@ -85,7 +85,7 @@ def test_documents_are_dealt_round_robin_and_never_split() -> None:
 
 
 @given(activations(), st.data())
-def test_a_meeting_has_the_sums_of_its_source(made: tuple[np.ndarray, np.ndarray, np.ndarray | None], data: st.DataObject) -> None:
+def test_a_meeting_has_the_sums_of_all_its_sources(made: tuple[np.ndarray, np.ndarray, np.ndarray | None], data: st.DataObject) -> None:
     source, target, sigma = made
     whole = coactivation.sums(sparse.csr_matrix(source), sparse.csr_matrix(target), sigma)
     start = data.draw(st.integers(0, target.shape[1] - 1))
@@ -94,10 +94,11 @@ def test_a_meeting_has_the_sums_of_its_source(made: tuple[np.ndarray, np.ndarray
     some = coactivation.part(coactivation.targets(sparse.csr_matrix(target)), start, stop)
     np.testing.assert_array_equal(some.n_firing, whole.n_firing[start:stop])
     np.testing.assert_allclose(some.total, whole.target_sum[start:stop], rtol=1e-12)
-    for i, firing in enumerate(coactivation.firings(sparse.csr_matrix(source), range(source.shape[1]))):
-        meeting = coactivation.meet(firing.over(sigma), some)
-        weighted, gated = meeting.sums(chosen)
-        np.testing.assert_array_equal(meeting.n_coactive, whole.n_coactive[i, start:stop])
+    firings = coactivation.firings(sparse.csr_matrix(source), range(source.shape[1]))
+    meeting = coactivation.meet([firing.over(sigma) for firing in firings], some)
+    np.testing.assert_array_equal(meeting.n_coactive, whole.n_coactive[:, start:stop])
+    for i in range(source.shape[1]):
+        weighted, gated = meeting.sums(i * (stop - start) + chosen)
         np.testing.assert_allclose(weighted, whole.weighted[i, start:stop][chosen], rtol=1e-9)
         np.testing.assert_allclose(gated, whole.gated[i, start:stop][chosen], rtol=1e-9)
 
@@ -106,4 +107,4 @@ def test_stored_zeros_meet_nothing() -> None:
     stored_zero = sparse.csr_matrix((np.array([0.0, 2.0], np.float32), ([0, 1], [0, 0])), shape=(2, 1))
     [firing] = coactivation.firings(stored_zero, [0])
     assert firing.rows.tolist() == [1]
-    assert coactivation.meet(firing, coactivation.targets(stored_zero)).n_coactive.tolist() == [1]
+    assert coactivation.meet([firing], coactivation.targets(stored_zero)).n_coactive.tolist() == [[1]]

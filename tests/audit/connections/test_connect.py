@@ -107,9 +107,8 @@ def test_every_listed_target_is_described_once(
     tiny_subject: Subject, candidates: list[FeatureId], activations: TokenActivations
 ) -> None:
     found = connect(tiny_subject, candidates, activations, support=400, attention_tokens=100, observer=SilentObserver())
-    lists = [
-        some for each in found.features for some in (each.targets, each.unsupported, each.never_coactive, each.by_attention, each.by_scenario)
-    ]
+    names = ("targets", "unsupported", "never_coactive", "by_attention", "by_scenario")
+    lists = [getattr(each, name) for each in found.features for name in names]
     listed = [edge.target for some in lists for edge in some]
     assert [each.feature for each in found.targets] == sorted(set(listed))
     assert len(listed) > len(found.targets)  # candidates share targets

@@ -52,7 +52,7 @@ def test_antipodes_read_and_write_opposite_directions(tiny_subject: Subject, rea
 
     dictionary = tiny_subject.dictionary
     weights = dictionary.at(2)
-    W_enc, W_dec = weights.W_enc.rows(slice(None)), weights.W_dec.rows(slice(None))
+    W_enc, W_dec = weights.W_enc.rows(slice(None)).clone(), weights.W_dec.rows(slice(None)).clone()
     W_enc[3] = turned(dictionary.encoder(SOURCE), reads)
     W_dec[3] = 0.0
     W_dec[3, 0] = turned(dictionary.decoder(SOURCE).sum(0), writes)

@@ -199,7 +199,7 @@ def test_panels_are_the_virtual_weights_whatever_the_blocks(seed: int, d_model: 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(virtual_weights, "BLOCK_ELEMENTS", block)
         patch.setattr(virtual_weights, "PANEL_ELEMENTS", panel)
-        found = list(virtual_weights.panels(W_enc, directions))
+        found = [make() for make in virtual_weights.panels(W_enc, directions)]
         owner, index = np.array([2, 0, 2, 1]), np.array([10, 0, 3, 3])
         one_by_one = virtual_weights.pairs(W_enc, directions, owner, index)
     assert [each.start for each in found] == np.cumsum([0, *(len(each.encoder_norm) for each in found)])[:-1].tolist()
@@ -213,5 +213,6 @@ def test_panels_are_the_virtual_weights_whatever_the_blocks(seed: int, d_model: 
 def test_an_encoder_that_is_not_finite_is_refused() -> None:
     encoders = torch.ones(5, 2)
     encoders[3, 1] = float("inf")
+    [make] = virtual_weights.panels(Matrix(encoders, "made"), torch.zeros(1, 2).double())
     with pytest.raises(SubjectError, match="made holds numbers that are not finite"):
-        list(virtual_weights.panels(Matrix(encoders, "made"), torch.zeros(1, 2).double()))
+        make()
