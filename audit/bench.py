@@ -13,6 +13,7 @@ import numpy as np
 from audit.candidates import describe, search
 from audit.candidates.known import Known, open_known
 from audit.connections import ScenarioActivations, connect
+from audit.corpus import open_activations, open_documents, open_statistics
 from audit.errors import SubjectError
 from audit.events import Observer, StepProgress, check_stop, timed
 from audit.judging.tally import tally
@@ -84,7 +85,7 @@ def prepare(config: AuditConfig, observer: Observer) -> Bench:
     subject, known = open_subject(config, observer)
     scenario = find_scenario(config.scenario, subject.info.language, _path(config.subject))
     with timed(observer, "corpus") as note:
-        activations = observe(subject.model, subject.dictionary, subject.corpus, progress=_told(observer, "corpus"))
+        activations = _activations(config, subject, observer)
         contrast = scenario.contrast
         acting, discussing = (passages(subject.model, subject.dictionary, side) for side in (contrast.acting, contrast.discussing))
         apart = other_scenarios(scenario, _path(config.subject))
@@ -113,16 +114,27 @@ def open_subject(config: AuditConfig, observer: Observer) -> tuple[Subject, Know
         known = open_known(config.labels, subject.dictionary.path, subject.dictionary.kind, names_of(subject))
         if known.labels is not None:
             subject = replace(subject, info=replace(subject.info, labels_sha256=known.labels.digest()))
+        if config.statistics is not None:
+            manifest = open_statistics(Path(config.statistics), subject).manifest
+            documents = open_documents(Path(config.statistics))
+            subject = replace(subject, corpus=documents, info=replace(subject.info, corpus_sha256=manifest.shards_sha256))
         info = subject.info
         note.summary = f"{info.name}, {info.n_layers} layers, {subject.dictionary.n_features} features ({info.dictionary_kind})"
     return subject, known
+
+
+def _activations(config: AuditConfig, subject: Subject, observer: Observer) -> TokenActivations:
+    """On the corpus: as statistics have kept them, else from a pass over it."""
+    if config.statistics is not None:
+        return open_activations(Path(config.statistics))
+    return observe(subject.model, subject.dictionary, subject.corpus, progress=_told(observer, "corpus"))
 
 
 def look(config: AuditConfig, observer: Observer) -> Observed:
     """Open the subject and read every feature's activations, without a scenario."""
     subject, known = open_subject(config, observer)
     with timed(observer, "corpus") as note:
-        activations = observe(subject.model, subject.dictionary, subject.corpus, progress=_told(observer, "corpus"))
+        activations = _activations(config, subject, observer)
         note.summary = f"{activations.n_tokens} tokens in {len(subject.corpus)} documents"
     return Observed(subject=subject, activations=activations, known=known)
 

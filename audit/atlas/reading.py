@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from audit.atlas.labels import read_label
 from audit.atlas.layout import COLUMNS, COUNTS, Header, Side, damaged, read_header, table_name
 from audit.atlas.manifest import Manifest, all_pairs, digest, read
 from audit.errors import UsageError
@@ -67,6 +68,7 @@ class Atlas:
         down, up = self._row("source", feature), self._row("target", feature)
         return AtlasNeighbours(
             feature=feature,
+            label=read_label(self.folder, feature.layer, feature.index),
             positive_targets=down.positive,
             negative_targets=down.negative,
             positive_sources=up.positive,
@@ -106,7 +108,10 @@ class Atlas:
         for layer, index, virtual_weight, era, twera, n_coactive in found:
             if layer >= 0:  # places that nothing fills come last
                 other = FeatureId(self.manifest.key.kind, int(layer), int(index))
-                yield AtlasNeighbour(feature=other, virtual_weight=virtual_weight, era=era, twera=twera, n_coactive=int(n_coactive))
+                seen = read_label(self.folder, other.layer, other.index)
+                yield AtlasNeighbour(
+                    feature=other, virtual_weight=virtual_weight, era=era, twera=twera, n_coactive=int(n_coactive), label=seen
+                )
 
     @contextmanager
     def _opened(self, side: Side, layer: int) -> Iterator[tuple[int, Header]]:

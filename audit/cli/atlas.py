@@ -70,6 +70,7 @@ def build(out: Path, top: int, support: int, memory: int, wants_json: bool, quie
     """Compute the strongest targets and sources of every feature; the same call goes on where one stopped."""
     with watching(quiet=quiet) as observer:
         from audit.atlas.building import build as build_atlas
+        from audit.atlas.naming import name_features
         from audit.atlas.progress import STEP
         from audit.subject import Opening
 
@@ -88,6 +89,7 @@ def build(out: Path, top: int, support: int, memory: int, wants_json: bool, quie
                 observer=observer,
             )
             note.summary = f"{totals.n_features:,} features, {totals.n_pairs} pairs of layers"
+        name_features(subject, activations, out, observer=observer)
     _say_totals(totals, wants_json)
     return ExitCode.DONE
 
@@ -193,7 +195,8 @@ def _say_totals(totals: AtlasTotals, wants_json: bool) -> None:
 
 def _say_neighbours(found: AtlasNeighbours, top: int) -> None:
     fires = f"fires on {found.n_firing:,} of {found.n_tokens:,} tokens"
-    output.say(f"{plain(str(found.feature))}  {fires}, {found.n_unsupported:,} later features below {found.support_cutoff} tokens")
+    output.say(f"{found.feature}  {plain(found.label)}"[:WIDTH])
+    output.say(f"{fires}, {found.n_unsupported:,} later features below {found.support_cutoff} tokens")
     lists = (
         ("strongest targets", found.positive_targets),
         ("most negative targets", found.negative_targets),
@@ -203,10 +206,11 @@ def _say_neighbours(found: AtlasNeighbours, top: int) -> None:
     for title, neighbours in lists:
         if neighbours:
             rows = [
-                (each.feature, f"{each.twera:+.3g}", f"{each.era:+.3g}", f"{each.virtual_weight:+.3g}", each.n_coactive)
+                (each.feature, f"{each.twera:+.3g}", f"{each.era:+.3g}", f"{each.virtual_weight:+.3g}", each.n_coactive, each.label)
                 for each in neighbours[:top]
             ]
-            output.table(("feature", "TWERA", "ERA", "V", "support"), rows, title=f"{title}, {len(rows)} of {len(neighbours)}", width=WIDTH)
+            heading = f"{title}, {len(rows)} of {len(neighbours)}"
+            output.table(("feature", "TWERA", "ERA", "V", "support", "fires on"), rows, title=heading, width=WIDTH, cut="fires on")
     if not any(neighbours for _, neighbours in lists):
         output.say("No other feature fires together with it on enough tokens.")
     output.say(f"Targets of layers {_spans(found.target_layers)}; sources of layers {_spans(found.source_layers)}.")

@@ -12,7 +12,6 @@ import click
 from click.core import ParameterSource
 
 from audit.records import AuditConfig, Positions
-from audit.scenario import list_scenarios, load_scenario
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -65,6 +64,7 @@ def model_options(command: Command) -> Command:
         click.option("--subject", metavar="PATH|HUB-ID", help="Folder or hub id of the model. [default: the bundled one]"),
         click.option("--dictionary", metavar="PATH|HUB-ID", help="Its dictionary: folder, file, hub id, or a bundled one's name."),
         click.option("--corpus", metavar="FILE", type=click.Path(path_type=str), help='Text to observe: {"text": ...} a line, or plain.'),
+        click.option("--statistics", metavar="FOLDER", help="Take the corpus and activations from `ulterior statistics build`."),
         click.option("--labels", metavar="FILE", help="Label store, made by `ulterior labels import`."),
         click.option("--seed", metavar="N", type=click.IntRange(min=0), default=_DEFAULTS["seed"], show_default=True),
     )
@@ -157,6 +157,8 @@ def config_of(ctx: click.Context) -> AuditConfig:
 
 
 def _refuse_unknown(name: str, subject: str | None) -> None:
+    from audit.scenario import list_scenarios, load_scenario
+
     own = () if subject is None else (Path(subject) / "scenarios",)
     if not any(name in (entry.id, entry.family) for entry in list_scenarios(own)):
         load_scenario(name, folders=own)

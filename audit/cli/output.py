@@ -13,8 +13,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from audit.ledger import dump
-from audit.ledger.identity import parse
 from audit.plain import plain
 
 _GAP = 2
@@ -37,6 +35,8 @@ def as_json(value: Any) -> None:
 
 def as_plain(record: object) -> dict[str, Any]:
     """A record as the plain values of its canonical JSON."""
+    from audit.ledger.identity import dump, parse  # its package opens databases, which no answer on a terminal waits for
+
     return parse(dump(record))
 
 

@@ -62,6 +62,8 @@ class AtlasNeighbour:
     twera: float
     n_coactive: int
     """Tokens on which both fire."""
+    label: str = ""
+    """What the other feature fires on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +71,8 @@ class AtlasNeighbours:
     """A feature's strongest connections, by TWERA, largest size first; ties by layer and index."""
 
     feature: FeatureId
+    label: str
+    """What it fires on; empty where the atlas has no labels."""
     positive_targets: tuple[AtlasNeighbour, ...]
     """Features of later layers that it feeds."""
     negative_targets: tuple[AtlasNeighbour, ...]

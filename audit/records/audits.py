@@ -37,6 +37,8 @@ class AuditConfig:
     """Go on although the dictionary looks as if it were loaded wrong."""
     labels: str | None = None
     """Label store."""
+    statistics: str | None = None
+    """Folder of corpus statistics, whose activations and documents are taken in place of the corpus."""
     scenario_rollouts: int = 32
     """Unsteered rollouts on whose tokens connections are weighed too; 0 leaves that out."""
     through_attention: bool = False

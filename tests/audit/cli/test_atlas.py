@@ -10,18 +10,10 @@ from typing import Any
 
 import pytest
 
-from audit.cli.atlas import atlas, show_neighbours
-from audit.cli.main import ulterior as group
-from audit.cli.statistics import statistics
+from audit.cli.atlas import show_neighbours
 from audit.records import FeatureId
 
 Call = Callable[..., Any]
-
-
-@pytest.fixture(autouse=True)
-def _command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(group.commands, "atlas", atlas)
-    monkeypatch.setitem(group.commands, "statistics", statistics)
 
 
 @pytest.fixture(scope="module")

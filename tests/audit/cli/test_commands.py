@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 import sqlite3
@@ -10,14 +11,21 @@ from typing import Any
 import click
 import pytest
 
+from audit.cli.main import COMMANDS
 from audit.cli.main import ulterior as group
 
-COMMANDS = sorted(group.commands)
+CONTEXT = click.Context(group)
+
+
+def inside(command: click.Command) -> dict[str, click.Command]:
+    names = command.list_commands(CONTEXT) if isinstance(command, click.Group) else ()
+    found = {name: command.get_command(CONTEXT, name) for name in names}  # type: ignore[attr-defined]
+    assert None not in found.values()
+    return found  # type: ignore[return-value]
 
 
 def walk(command: click.Command, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
-    inner = command.commands.items() if isinstance(command, click.Group) else ()
-    return [path, *(found for name, sub in inner for found in walk(sub, (*path, name)))]
+    return [path, *(found for name, sub in inside(command).items() for found in walk(sub, (*path, name)))]
 
 
 PATHS = walk(group)
@@ -38,9 +46,20 @@ def test_every_command_helps(ulterior: Callable[..., Any], path: tuple[str, ...]
 def test_every_command_has_json_and_quiet(path: tuple[str, ...]) -> None:
     command: click.Command = group
     for name in path:
-        assert isinstance(command, click.Group)
-        command = command.commands[name]
+        command = inside(command)[name]
     assert {"--json", "--quiet"} <= {option for parameter in command.params for option in parameter.opts}
+
+
+def test_every_module_with_a_command_of_its_name_is_listed() -> None:
+    folder = Path(importlib.import_module('audit.cli.main').__file__ or '').parent
+    modules = {path.stem: importlib.import_module(f"audit.cli.{path.stem}") for path in folder.glob("*.py") if path.stem != "__init__"}
+    assert sorted(COMMANDS) == sorted(name for name, module in modules.items() if isinstance(getattr(module, name, None), click.Command))
+
+
+def test_a_command_that_is_not_there_is_refused(ulterior: Callable[..., Any]) -> None:
+    said = ulterior("conections")
+    assert said.code == 2
+    assert "conections" in said.err
 
 
 def test_alone_it_prints_its_help(ulterior: Callable[..., Any]) -> None:
