@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from audit.records import Interval
 from reports.claims import Claim
 
-SCHEMA = "ulterior/report/1"
+SCHEMA = "ulterior/report/2"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,8 +133,16 @@ class TargetRow:
     virtual_weight: float
     era: float
     twera: float
+    through_attention: float | None
+    """TWERA+OV; None where it was not computed."""
+    scenario_twera: float | None
+    """On the scenario's own tokens; None where it was not computed."""
     n_coactive: int
     frequency: float
+    motor_share: float | None
+    """In nats."""
+    flags: tuple[str, ...]
+    """In words."""
     n_acting_tokens: int
     n_discussing_tokens: int
 
@@ -152,6 +160,12 @@ class TargetPanel:
     """Supported targets that are not shown."""
     n_unsupported: int
     support_cutoff: int
+    n_never_coactive: int
+    """Of the largest |V|, those that never fire together with it."""
+    attention: bool
+    """Whether effects were followed through attention."""
+    scenario: bool
+    """Whether connections were weighed on the scenario's own tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from audit.records import Candidate, Connection, Example, Finding, RankedFeature, TargetRole, TokenWeight
+from audit.records import Candidate, Connection, ConnectionFlag, Example, Finding, RankedFeature, TargetRole, TokenWeight
 from reports.document import (
     CandidateRow,
     CandidatesSection,
@@ -28,6 +28,13 @@ UNEMBEDS = 6
 TARGETS = 12
 """Targets that a panel shows."""
 LEVELS = 5
+FLAGS = {
+    ConnectionFlag.DENSE: "dense",
+    ConnectionFlag.ANTIPODAL: "antipodal",
+    ConnectionFlag.SMALL_V_LARGE_TWERA: "small V",
+    ConnectionFlag.UNSUPPORTED: "few tokens",
+    ConnectionFlag.NEVER_COACTIVE: "never together",
+}
 
 
 def candidates_section(material: AuditMaterial, findings: tuple[FindingRow, ...]) -> CandidatesSection:
@@ -116,18 +123,22 @@ def _panel(material: AuditMaterial, finding: FindingRow, part: str) -> TargetPan
     ranked = next((each for each in material.ranking.features if str(each.feature) == finding.feature), None)
     roles = {each.target: each for each in ranked.targets} if ranked else {}
     targets = connections.targets if connections else ()
+    motor = {each.feature: each.motor_share for each in material.connections.targets}
     return TargetPanel(
         finding=finding,
         part=part,
         acting_score=ranked.acting_score if ranked else None,
-        rows=tuple(_target_row(each, roles.get(each.target)) for each in targets[:TARGETS]),
+        rows=tuple(_target_row(each, roles.get(each.target), motor.get(each.target)) for each in targets[:TARGETS]),
         n_further=max(0, len(targets) - TARGETS),
         n_unsupported=connections.n_unsupported if connections else 0,
         support_cutoff=connections.support_cutoff if connections else 0,
+        n_never_coactive=connections.n_never_coactive if connections else 0,
+        attention=material.connections.attention is not None,
+        scenario=material.connections.scenario is not None,
     )
 
 
-def _target_row(connection: Connection, role: TargetRole | None) -> TargetRow:
+def _target_row(connection: Connection, role: TargetRole | None, motor_share: float | None) -> TargetRow:
     value = role.role if role else None
     return TargetRow(
         target=str(connection.target),
@@ -139,8 +150,12 @@ def _target_row(connection: Connection, role: TargetRole | None) -> TargetRow:
         virtual_weight=connection.virtual_weight,
         era=connection.era,
         twera=connection.twera,
+        through_attention=connection.through_attention,
+        scenario_twera=connection.scenario_twera,
         n_coactive=connection.n_coactive,
         frequency=connection.target_frequency,
+        motor_share=motor_share,
+        flags=tuple(FLAGS[flag] for flag in connection.flags),
         n_acting_tokens=role.n_acting_tokens if role else 0,
         n_discussing_tokens=role.n_discussing_tokens if role else 0,
     )

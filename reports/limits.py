@@ -32,7 +32,8 @@ _METHOD = {
     ),
     "blind-spots": (
         "Virtual weights, ERA and TWERA miss inhibition (a target that the feature switches off does not fire together with it), "
-        "effects that go through attention, and effects of several hops."
+        "effects that go through attention, and effects of several hops. The column +OV, where it is there, adds what attention carries "
+        "with its patterns as they are; the prediction does not use it."
     ),
     "steering": (
         "Steering shows that a direction can bring the behaviour about in this scenario. "

@@ -14,7 +14,7 @@ from audit.ledger import Ledger, collect, verify
 from audit.pipeline import prepare, run_audit
 from audit.records import AuditConfig, AuditOutcome, AuditResult, CandidateSet, Ranking, Rollout, SweepPlan
 
-STEPS = ["subject", "corpus", "candidates", "connections", "ranking", "plan", "preflight", "steering", "judging"]
+STEPS = ["subject", "corpus", "candidates", "scenario", "connections", "ranking", "plan", "preflight", "steering", "judging"]
 
 
 class Watcher:

@@ -4,9 +4,21 @@ from dataclasses import replace
 
 import pytest
 
-from audit.records import ArmKind, Example, Finding, Interval, Outcome
+from audit.records import (
+    ArmKind,
+    AttentionTokens,
+    ConnectionFlag,
+    Example,
+    Finding,
+    Interval,
+    Outcome,
+    ScenarioTokens,
+    TargetDescriptors,
+)
 from reports import AuditMaterial, Document, build
-from reports.evidence import REACH, shaded
+from reports.evidence import FLAGS, REACH, shaded
+from reports.html import to_html
+from reports.markdown import to_markdown
 from reports.pairs import passages
 from reports.wording import layer_range, time
 
@@ -180,3 +192,64 @@ def test_layers_and_times_in_words() -> None:
     assert [layer_range(layers) for layers in ((), (3,), (2, 3, 4), (0, 2))] == ["", "layer 3", "layers 2–4", "layers 0, 2"]
     assert time("2026-11-20T15:02:31.7+01:00") == "2026-11-20 14:02:31 UTC"
     assert time("yesterday\x1b") == "yesterday␛"
+
+
+@pytest.fixture
+def weighed(material: AuditMaterial) -> AuditMaterial:
+    """The same audit with connections followed through attention, weighed on the scenario, flagged and described."""
+    features = []
+    for each in material.connections.features:
+        first, *others = each.targets
+        flagged = replace(
+            first,
+            through_attention=-1.234,
+            scenario_twera=0.567,
+            flags=(ConnectionFlag.DENSE, ConnectionFlag.SMALL_V_LARGE_TWERA),
+        )
+        features.append(replace(each, targets=(flagged, *others), n_never_coactive=3))
+    described = tuple(
+        TargetDescriptors(
+            feature=each.targets[0].target,
+            label="",
+            label_source="",
+            frequency=0.1,
+            examples=(),
+            top_unembeds=(),
+            bottom_unembeds=(),
+            motor_share=0.0891,
+            motor_tokens=8,
+        )
+        for each in features
+    )
+    connections = replace(
+        material.connections,
+        features=tuple(features),
+        targets=described,
+        attention=AttentionTokens(n_tokens=4000, n_documents=12, operations=1e9),
+        scenario=ScenarioTokens(scenario="blackmail", n_rollouts=32, n_tokens=900, tokens_sha256="0" * 64),
+    )
+    return replace(material, connections=connections)
+
+
+def test_targets_have_the_weights_that_were_computed_their_motor_share_and_their_flags(weighed: AuditMaterial) -> None:
+    document = build(weighed)
+    for panel in document.targets.panels:
+        first, second = panel.rows[:2]
+        assert (panel.attention, panel.scenario, panel.n_never_coactive) == (True, True, 3)
+        assert (first.through_attention, first.scenario_twera, first.motor_share) == (-1.234, 0.567, 0.0891)
+        assert first.flags == ("dense", "small V")
+        assert (second.through_attention, second.motor_share, second.flags) == (None, None, ())
+    for text in (to_html(document), to_markdown(document)):
+        for shown in ("+OV", "n scenario", "−1.234", "+0.567", "0.0891", "dense, small V", "3 of the largest V"):
+            assert shown in text
+
+
+def test_columns_of_what_was_not_computed_are_left_out(document: Document) -> None:
+    for text in (to_html(document), to_markdown(document)):
+        heading = next(line for line in text.splitlines() if "ERA" in line and "TWERA" in line and "upport" in line)
+        assert "+OV" not in heading
+        assert "n scenario" not in heading
+
+
+def test_every_flag_of_a_connection_has_a_word() -> None:
+    assert set(FLAGS) == set(ConnectionFlag)

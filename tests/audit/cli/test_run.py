@@ -34,7 +34,7 @@ def test_the_document_is_what_its_schema_says(ulterior: Callable[..., Any], audi
 
 def test_a_line_is_said_for_every_step_as_it_ends(ulterior: Callable[..., Any], audit_arguments: list[object]) -> None:
     said = ulterior(*audit_arguments)
-    steps = ["subject", "corpus", "candidates", "connections", "ranking", "plan", "preflight", "steering", "judging", "report"]
+    steps = ["subject", "corpus", "candidates", "scenario", "connections", "ranking", "plan", "preflight", "steering", "judging", "report"]
     assert re.findall(r"^(\w+) +[0-9.]+ s  ", said.err, re.MULTILINE) == steps
     assert "gate    " in said.out
     assert "ulterior-reports/" in said.out
