@@ -13,7 +13,9 @@ import numpy as np
 from audit.candidates import describe, search
 from audit.candidates.known import Known, open_known
 from audit.connections import ScenarioActivations, connect
+from audit.connections.kept import connect_kept
 from audit.corpus import open_activations, open_documents, open_statistics
+from audit.corpus.artefact import read_manifest
 from audit.errors import SubjectError
 from audit.events import Observer, StepProgress, check_stop, timed
 from audit.judging.tally import tally
@@ -213,6 +215,25 @@ def connections_of(bench: Bench | Observed, sources: Sequence[FeatureId], config
         none = "" if any(each.n_targets for each in found.features) else ": no later layer has features, so nothing can be predicted"
         followed = f", {found.attention.n_tokens} of them through attention" if found.attention else ""
         note.summary = f"{sum(len(each.targets) for each in found.features)} targets on {found.n_tokens} tokens{followed}{none}"
+    return found
+
+
+def kept_connections(config: AuditConfig, sources: Sequence[FeatureId], observer: Observer) -> DownstreamConnections | None:
+    """Features → their downstream targets, from statistics without activations; None where there are activations to look at.
+
+    Raises:
+        UsageError: the co-activations of a feature were not kept.
+    """
+    if config.statistics is None or read_manifest(Path(config.statistics)).has_activations:
+        return None
+    opening = Opening(dtype=config.dtype, device=config.device, accept_health=config.accept_health)
+    with timed(observer, "subject") as note:
+        subject = load_subject(config.subject, config.dictionary, _path(config.corpus), opening=opening, observer=observer)
+        artefact = open_statistics(Path(config.statistics), subject)
+        note.summary = f"{subject.info.name}, {subject.dictionary.n_features} features ({subject.info.dictionary_kind})"
+    with timed(observer, "connections") as note:
+        found = connect_kept(subject, artefact, sources, observer=observer)
+        note.summary = f"{sum(len(each.targets) for each in found.features)} targets on {found.n_tokens} tokens, as they were kept"
     return found
 
 

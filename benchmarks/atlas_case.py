@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -165,8 +166,8 @@ def atlas_case(
         "peak_mb": after["peak_mb"],
         "atlas_bytes": totals.n_bytes,
         "lookup_ms": lookups(folder / "atlas", shape),
-        "extrapolated": extrapolated(parts, shape, totals.active, n_tokens),
-        "machine": machine(device),
+        "extrapolated": extrapolated(cpu, shape, totals.active, n_tokens),
+        "machine": {**machine(device), "load": os.getloadavg()[0]},
     }
 
 
@@ -180,11 +181,11 @@ def lookups(folder: Path, shape: dict[str, int]) -> float:
     return 1000 * statistics.median(times)
 
 
-def extrapolated(parts: dict[str, float], shape: dict[str, int], active: tuple[int, ...], n_tokens: int) -> Measured:
-    """Seconds on 26 × 16,384 features with d_model 2,304, on as many tokens with as many active features a token.
+def extrapolated(parts: dict[str, float], shape: dict[str, int], active: Sequence[int], n_tokens: int) -> Measured:
+    """CPU-seconds on 26 × 16,384 features with d_model 2,304, on as many tokens with as many active features a token.
 
     Products and sifting grow with the pairs of features that fire often enough, products also with d_model. Sparse products grow with
-    tokens · L0², hence with pairs of layers alone. Sums of decoders grow with active features times decoder slices, files with features
+    tokens · L0², hence with pairs of layers alone (and somewhat with the pairs of features that meet, which is left out). Sums of decoders grow with active features times decoder slices, files with features
     times pairs of layers.
     """
     [layer] = zipf({**FULL, "n_layers": 1}, n_tokens)
@@ -194,11 +195,11 @@ def extrapolated(parts: dict[str, float], shape: dict[str, int], active: tuple[i
     cells_times = _pairs_of(there) / _pairs_of(list(active))
     layers_times = FULL["n_layers"] * (FULL["n_layers"] - 1) / (shape["n_layers"] * (shape["n_layers"] - 1))
     factors = {
-        "gemm_s": cells_times * wide,
-        "sparse_s": layers_times,
-        "sift_s": cells_times,
-        "decoders_s": layers_times * wide * n_active / max(1.0, float(np.mean(active))),
-        "files_s": layers_times * FULL["n_features"] / shape["n_features"],
+        "gemm": cells_times * wide,
+        "sparse": layers_times,
+        "sift": cells_times,
+        "decoders": layers_times * wide * n_active / max(1.0, float(np.mean(active))),
+        "files": layers_times * FULL["n_features"] / shape["n_features"],
     }
     seconds = {name: parts[name] * factor for name, factor in factors.items()}
     return {
@@ -207,8 +208,8 @@ def extrapolated(parts: dict[str, float], shape: dict[str, int], active: tuple[i
         "files ∝ pairs of layers · features",
         "n_active_per_layer": n_active,
         "factors": factors,
-        **seconds,
-        "wall_s": sum(seconds.values()),
+        "parts_cpu_s": seconds,
+        "cpu_s": sum(seconds.values()),
     }
 
 

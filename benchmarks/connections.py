@@ -1,6 +1,6 @@
 """What the downstream connections of many candidates cost on a dictionary of 426,000 features, beside what the machine can do at best.
 
-    python benchmarks/connections.py [--quick] [--device cuda] [--tokens N]
+    python benchmarks/connections.py [--quick] [--device cuda] [--tokens N] [--part candidates|atlas]
 
 The dictionary is a cross-layer transcoder in circuit-tracer's format: 26 layers × 16,384 features, d_model 2,304, bfloat16. Its encoders
 are random numbers on disk (2 GB); its decoders are sparse files that hold random numbers for the candidates alone. Activations are random
@@ -13,7 +13,8 @@ Measured are V, TWERA, ERA, support and the 32 strongest targets of 1, 10, 100 a
 - a naive loop over candidates that turns every later layer into float32 anew, measured on a few candidates and extrapolated;
 - the bound max(bytes / read bandwidth, operations / rate of a matrix product), both measured in the same process.
 
-Every measurement is made by a process of its own; medians are written to ``benchmarks/results``.
+Every measurement is made by a process of its own; medians are written to ``benchmarks/results``. Then the atlas of a dictionary of 65,000
+features is built once, with its extrapolation to 426,000 (``atlas_case.py``). One part leaves the result of the other as it is.
 """
 
 from __future__ import annotations
@@ -398,12 +399,21 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="that multiplies: cpu or cuda, whose row is added to the result that is there")
     parser.add_argument("--tokens", type=int, default=16_384, help="of the made corpus")
     parser.add_argument("--folder", type=Path, help="for temporary files: 3 GB")
+    parser.add_argument("--part", choices=("candidates", "atlas"), help="only this")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.case:
         asked = json.loads(given.case)
         sys.stdout.write(json.dumps(case(Path(asked["folder"]), asked["shape"], asked["what"])))
         return
+    if given.part != "atlas":
+        candidates(given)
+    if given.part != "candidates" and not given.quick:
+        atlas(given)
+
+
+def candidates(given: argparse.Namespace) -> None:
+    """All but the atlas."""
     shape, n_tokens, n = (QUICK, 2_048, 100) if given.quick else (FULL, given.tokens, 1000)
     with tempfile.TemporaryDirectory(dir=given.folder) as room:
         if shutil.disk_usage(room).free < 8e9:
@@ -415,16 +425,23 @@ def main() -> None:
     sys.stdout.write(json.dumps(found, indent=1) + "\n")
 
 
+def atlas(given: argparse.Namespace) -> None:
+    """The atlas, by a process of its own."""
+    script = str(Path(__file__).parent / "atlas_case.py")
+    command = [sys.executable, script, "--device", given.device, "--tokens", str(given.tokens)]
+    command += ["--folder", str(given.folder)] if given.folder else []
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, "OMP_WAIT_POLICY": "passive"})
+    publish({"atlas": rounded(json.loads(done.stdout))}, given.device)
+
+
 def publish(found: Measured, device: str) -> None:
-    """Write the result; one of an accelerator beside that of the processor."""
+    """Write a part of the result; those of an accelerator stand beside those of the processor."""
     path = RESULTS / "connections.json"
-    if device == "cpu":
-        kept = json.loads(path.read_text()).get("accelerator") if path.exists() else None
-        whole = {**found, **({"accelerator": kept} if kept else {})}
-        draw(found, RESULTS / "connections.svg")
-    else:
-        whole = {**json.loads(path.read_text()), "accelerator": found}
+    whole = json.loads(path.read_text()) if path.exists() else {}
+    (whole if device == "cpu" else whole.setdefault("accelerator", {})).update(found)
     path.write_text(json.dumps(whole, indent=1) + "\n")
+    if device == "cpu" and "candidates" in found:
+        draw(found, RESULTS / "connections.svg")
 
 
 if __name__ == "__main__":

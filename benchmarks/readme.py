@@ -38,7 +38,8 @@ def blocks() -> dict[str, str]:
     output = f"```\n{printed}\n```"
     opened = json.loads((ROOT / "benchmarks" / "results" / "open_dictionary.json").read_text(encoding="utf-8"))
     subject = "\n".join(line for made in evaluations for line in _table(made))
-    return {"open": _open(opened), "output": output, "subject": subject, "time": _time(run)}
+    weighed = json.loads((ROOT / "benchmarks" / "results" / "connections.json").read_text(encoding="utf-8"))
+    return {"connections": _connections(weighed), "open": _open(opened), "output": output, "subject": subject, "time": _time(run)}
 
 
 def _time(run: dict[str, Any]) -> str:
@@ -47,6 +48,21 @@ def _time(run: dict[str, Any]) -> str:
         f"`{run['command']}` takes {run['wall_seconds']['median']} s from start to report (median of {run['runs']} runs, "
         f"{run['cpu_seconds']['median']} CPU-seconds, {run['rollouts']} rollouts, {machine['cores']} cores of an {machine['processor']}; "
         "`python benchmarks/run.py`)."
+    )
+
+
+def _connections(found: dict[str, Any]) -> str:
+    one, hundred, machine, atlas = found["candidates"]["1"], found["candidates"]["100"], found["machine"], found["atlas"]
+    return (
+        f"On a dictionary of {found['n_features']:,} features (d_model {found['shape']['d_model']:,}, {found['n_tokens']:,} tokens, "
+        f"{found['l0']:.0f} active a token and layer) the 32 strongest targets of one candidate take {one['wall_s']:.1f} s, of 100 "
+        f"candidates {hundred['wall_s']:.1f} s: {found['hundred_against_naive']:.0f} times as fast as a loop over candidates, "
+        f"{found['hundred_times_bound']:.1f} times what reading the encoders and multiplying them takes at best, in "
+        f"{found['peak_mb'] / 1000:.1f} GB. An atlas of {atlas['n_features']:,} features takes {atlas['cpu_s'] / 60:.0f} CPU-minutes "
+        f"(extrapolated to {found['n_features']:,} features: {atlas['extrapolated']['cpu_s'] / 60:.0f}) and answers in "
+        f"{atlas['lookup_ms']:.1f} ms (medians on {machine['cores']} cores of an {machine['processor']}; "
+        "`python benchmarks/connections.py`).\n\n"
+        "![Seconds against candidates and against features](benchmarks/results/connections.svg)"
     )
 
 

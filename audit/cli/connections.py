@@ -13,7 +13,9 @@ from audit.cli import output
 from audit.cli.options import config_of, connection_options, model_options, output_options
 from audit.cli.progress import watching
 from audit.errors import ExitCode, UsageError
+from audit.events import Observer
 from audit.plain import plain
+from audit.records.audits import AuditConfig
 from audit.records.connections import Connection, ConnectionFlag, DownstreamConnections, FeatureConnections, TargetDescriptors
 from audit.records.names import FeatureId
 
@@ -70,11 +72,8 @@ def connections(ctx: click.Context, /, named: tuple[str, ...], top: int, atlas: 
         from audit import pipeline
 
         config = config_of(ctx)
-        bench = pipeline.prepare(config, observer) if config.scenario else pipeline.look(config, observer)
-        if isinstance(bench, pipeline.Bench) and not features:
-            features = tuple(each.feature for each in pipeline.find_candidates(bench).candidates)
-        found = pipeline.connections_of(bench, features, config, observer)
-    roles = _roles(bench, found)
+        kept = None if config.scenario else pipeline.kept_connections(config, features, observer)
+        found, roles = (kept, None) if kept else _weighed(config, features, observer)
     if options["wants_json"]:
         named_roles = None if roles is None else {str(feature): role for feature, role in sorted(roles.items())}
         output.as_json({**output.as_plain(found), "roles": named_roles})
@@ -83,6 +82,17 @@ def connections(ctx: click.Context, /, named: tuple[str, ...], top: int, atlas: 
     if options["describes"]:
         describe([each for each in found.targets if each.feature in listed])
     return ExitCode.DONE
+
+
+def _weighed(config: AuditConfig, features: tuple[FeatureId, ...], observer: Observer) -> tuple[DownstreamConnections, Roles | None]:
+    """On activations; of the scenario's candidates, where no features were named."""
+    from audit import pipeline
+
+    bench = pipeline.prepare(config, observer) if config.scenario else pipeline.look(config, observer)
+    if isinstance(bench, pipeline.Bench) and not features:
+        features = tuple(each.feature for each in pipeline.find_candidates(bench).candidates)
+    found = pipeline.connections_of(bench, features, config, observer)
+    return found, _roles(bench, found)
 
 
 def _features(named: Sequence[str], ctx: click.Context) -> tuple[FeatureId, ...]:

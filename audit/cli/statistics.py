@@ -58,7 +58,7 @@ def build(
     """Pass a text through the subject once; what is finished is kept, and the same call goes on from there."""
     with watching(quiet=quiet) as observer:
         from audit.corpus.opening import open_subject
-        from audit.corpus.scan import STEP, ScanPlan, scan
+        from audit.corpus.scanning import STEP, ScanPlan, scan
         from audit.corpus.shards import SHARD_TOKENS
         from audit.subject import Opening
 

@@ -54,10 +54,10 @@ def listed(
         support: fewest tokens on which both must fire.
         describe: says what the targets are.
     """
-    named = [_named(weighed, place, top=top, support=support) for place in range(len(weighed.corpus))]
+    named = [named_targets(weighed, place, top=top, support=support) for place in range(len(weighed.corpus))]
     pairs = [(each.source, target) for each, names in zip(weighed.corpus, named, strict=True) for target in names.all]
     targets = tuple(describe(sorted({target for _, target in pairs})))
-    made = _Maker(
+    made = Maker(
         subject=subject,
         support=support,
         flow=weighed.flow,
@@ -69,7 +69,7 @@ def listed(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Named:
+class Named:
     """The targets that are listed for one source."""
 
     targets: tuple[FeatureId, ...]
@@ -85,9 +85,10 @@ class _Named:
         return tuple(dict.fromkeys(target for each in lists for target in each))
 
 
-def _named(weighed: Weighed, place: int, *, top: int, support: int) -> _Named:
+def named_targets(weighed: Weighed, place: int, *, top: int, support: int) -> Named:
+    """What is listed for the source at a place."""
     found = weighed.corpus[place]
-    return _Named(
+    return Named(
         targets=_targets(found.edges),
         unsupported=_targets(found.unsupported),
         never_coactive=found.never_coactive,
@@ -113,7 +114,7 @@ def strongest_through_attention(flow: Flow, place: int, *, top: int, support: in
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Maker:
+class Maker:
     """Makes records of connections."""
 
     subject: Subject
@@ -123,7 +124,7 @@ class _Maker:
     scenario: Mapping[Pair, Edge]
     descriptors: Mapping[FeatureId, TargetDescriptors]
 
-    def feature(self, place: int, weighed: Weighed, names: _Named) -> FeatureConnections:
+    def feature(self, place: int, weighed: Weighed, names: Named) -> FeatureConnections:
         """One source."""
         found = weighed.corpus[place]
         promoted, suppressed = weighed.tokens[place]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,7 +48,27 @@ class Edge:
     target_frequency: float
 
 
-def weigh(virtual: Floats, coactive: Coactivation) -> Weights:
+class Sums(Protocol):
+    """What ERA and TWERA are made of; see ``Coactivation``."""
+
+    @property
+    def weighted(self) -> Floats:
+        """(S, F)."""
+
+    @property
+    def gated(self) -> Floats:
+        """(S, F)."""
+
+    @property
+    def target_sum(self) -> Floats:
+        """(F,)."""
+
+    @property
+    def n_tokens(self) -> int:
+        """Of the corpus."""
+
+
+def weigh(virtual: Floats, coactive: Sums) -> Weights:
     """ERA and TWERA from virtual weights (S, F) and co-activation sums of the same shape."""
     expected = np.divide(coactive.weighted, coactive.target_sum, out=np.zeros_like(coactive.weighted), where=coactive.target_sum > 0)
     return Weights(virtual=virtual, era=coactive.gated / max(coactive.n_tokens, 1) * virtual, twera=expected * virtual)

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from audit.corpus.activations import open_activations, open_documents
     from audit.corpus.artefact import Artefact, merge_artefacts, open_statistics
-    from audit.corpus.scan import ScanPlan, scan
+    from audit.corpus.scanning import ScanPlan, scan
     from audit.corpus.statistics import CoactivationSums, Statistics, coactivation, empty, merge
 
 _HOMES = {
     "Artefact": "artefact",
     "CoactivationSums": "statistics",
-    "ScanPlan": "scan",
+    "ScanPlan": "scanning",
     "Statistics": "statistics",
     "coactivation": "statistics",
     "empty": "statistics",
@@ -26,7 +26,7 @@ _HOMES = {
     "open_activations": "activations",
     "open_documents": "activations",
     "open_statistics": "artefact",
-    "scan": "scan",
+    "scan": "scanning",
 }
 __all__ = [
     "Artefact",

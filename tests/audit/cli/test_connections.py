@@ -107,3 +107,44 @@ def test_bad_input_is_refused(ulterior: Callable[..., Any], given: tuple[str, ..
     said = ulterior("connections", *named, *given)
     assert (said.code, said.out) == (2, "")
     assert title in said.err
+
+
+def test_statistics_take_the_place_of_the_corpus(ulterior: Callable[..., Any], given: tuple[str, ...]) -> None:
+    whole, bare = ("statistics", "build", *given, "--out", "whole"), ("statistics", "build", *given, "--out", "bare")
+    assert ulterior(*whole).code == ulterior(*bare, "--drop-activations", "--candidates", "clt/0/5").code == 0
+    said = {name: document(ulterior("connections", "clt/0/5", *given, "--statistics", name, "--json").out) for name in ("whole", "bare")}
+    plain = document(ulterior("connections", "clt/0/5", *given, "--json").out)
+    targets = [[(edge["target"], edge["n_coactive"]) for edge in each["features"][0]["targets"]] for each in (*said.values(), plain)]
+    assert targets[0] == targets[1] == targets[2] != []
+    assert said["whole"]["corpus_sha256"] == said["bare"]["corpus_sha256"] != plain["corpus_sha256"]
+    assert said["whole"]["features"][0]["promoted"]
+    assert not said["bare"]["features"][0]["promoted"]
+
+
+def test_statistics_without_activations_do_for_their_candidates_alone(
+    ulterior: Callable[..., Any], given: tuple[str, ...], small_scenario: Path
+) -> None:
+    ulterior("statistics", "build", *given, "--out", "bare", "--drop-activations", "--candidates", "clt/0/5")
+    for named, title in ((("clt/0/6",), "No co-activations of this pair"), ((small_scenario,), "No activations")):
+        said = ulterior("connections", *named, *given, "--statistics", "bare")
+        assert (said.code, said.out) == (2, "")
+        assert title in said.err
+
+
+def test_an_atlas_answers_without_a_model(ulterior: Callable[..., Any], given: tuple[str, ...]) -> None:
+    assert ulterior("atlas", "build", *given, "--support", 5, "--out", "atlas").code == 0
+    said = ulterior("connections", "clt/0/5", "--atlas", "atlas", "--json", "--subject", "nowhere")
+    [found] = document(said.out)["features"]
+    assert found["feature"] == "clt/0/5"
+    assert found["positive_targets"]
+    assert all(each["label"] for each in found["positive_targets"])
+    shown = ulterior("connections", "clt/0/5", "--atlas", "atlas").out
+    assert found["positive_targets"][0]["feature"] in shown
+    assert max(map(len, shown.splitlines())) <= 100
+
+
+def test_targets_are_described(ulterior: Callable[..., Any], given: tuple[str, ...]) -> None:
+    said = ulterior("connections", "clt/0/5", *given, "--top", 2, "--describe").out
+    assert "motor share" in said
+    assert "«" in said
+    assert max(map(len, said.splitlines())) <= 140

@@ -23,7 +23,7 @@ from audit.corpus.activations import open_activations, open_documents
 from audit.corpus.artefact import STATISTICS, merge_artefacts, open_statistics
 from audit.corpus.counting import count
 from audit.corpus.identity import key_of
-from audit.corpus.scan import ScanPlan, scan
+from audit.corpus.scanning import ScanPlan, scan
 from audit.corpus.shards import shard_sha256
 from audit.errors import AuditError, Interrupted, SubjectError, UsageError
 from audit.events import SilentObserver, StepProgress
@@ -131,7 +131,7 @@ def test_finished_shards_are_not_made_again(tiny_subject, tiny_corpus_path, tmp_
     assert before.items() <= after.items()
     assert after.keys() == shard_files(whole).keys()
     assert contents(tmp_path) == contents(whole)
-    monkeypatch.setattr("audit.corpus.scan.observe", None)  # nothing is left to do
+    monkeypatch.setattr("audit.corpus.scanning.observe", None)  # nothing is left to do
     scan(tiny_subject, tiny_corpus_path, tmp_path, plan=SMALL, observer=QUIET)
     assert contents(tmp_path) == contents(whole)
     scan(tiny_subject, tiny_corpus_path, tmp_path, plan=replace(SMALL, keep_activations=False), observer=QUIET)
@@ -362,7 +362,7 @@ import sys
 from pathlib import Path
 import torch
 torch.set_num_threads(int(sys.argv[5]))
-from audit.corpus.scan import ScanPlan, scan
+from audit.corpus.scanning import ScanPlan, scan
 from audit.events import SilentObserver
 from audit.records import FeatureId
 from audit.subject.loading import load_subject
