@@ -185,8 +185,8 @@ def extrapolated(parts: dict[str, float], shape: dict[str, int], active: Sequenc
     """CPU-seconds on 26 × 16,384 features with d_model 2,304, on as many tokens with as many active features a token.
 
     Products and sifting grow with the pairs of features that fire often enough, products also with d_model. Sparse products grow with
-    tokens · L0², hence with pairs of layers alone (and somewhat with the pairs of features that meet, which is left out). Sums of decoders grow with active features times decoder slices, files with features
-    times pairs of layers.
+    tokens · L0², hence with pairs of layers alone (and with the pairs of features that meet, which is left out). Sums of decoders grow
+    with active features times decoder slices, files with features times pairs of layers.
     """
     [layer] = zipf({**FULL, "n_layers": 1}, n_tokens)
     n_active = int(np.count_nonzero(np.bincount(layer.indices, minlength=FULL["n_features"]) >= SUPPORT))
