@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from audit.subject.activations import TokenActivations
+
 Floats = NDArray[np.float64]
 
 
@@ -154,6 +156,14 @@ def targets(layer: sparse.csr_matrix) -> Targets:
     matrix = layer if bool(layer.data.all()) else positive(layer)
     total = matrix.T @ np.ones(matrix.shape[0])  # float64: a sum over tokens in float32 would stand still
     return Targets(matrix=matrix, total=total, n_firing=np.bincount(matrix.indices, minlength=matrix.shape[1]))
+
+
+def targets_of(activations: TokenActivations, layer: int) -> Targets:
+    """``targets`` of a layer, summed once for the same activations."""
+    if layer not in activations.by_layer:
+        activations.by_layer[layer] = targets(activations.layers[layer])
+    found: Targets = activations.by_layer[layer]
+    return found
 
 
 def part(whole: Targets, start: int, stop: int) -> Targets:

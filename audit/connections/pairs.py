@@ -33,7 +33,7 @@ def pair_edges(subject: Subject, activations: TokenActivations, pairs: Iterable[
     for layer, group in sorted(by_layer.items()):
         norm = subject.model.mlp_norm(layer) if virtual_weights.reading(dictionary).divided else None
         directions = virtual_weights.read_through(dictionary, written.before(layer), norm)
-        sigma, targets = denominators(dictionary, activations, layer), coactivation.targets(activations.layers[layer])
+        sigma, targets = denominators(dictionary, activations, layer), coactivation.targets_of(activations, layer)
         for source, columns in group.items():
             index = np.asarray(sorted(columns), dtype=np.int64)
             owner = np.full(len(index), place[source], dtype=np.intp)

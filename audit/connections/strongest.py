@@ -113,7 +113,7 @@ def strongest_targets(
         for layer, group in groupby(panels, key=lambda made: made[0].layer):
             if told is not None:
                 told(later.index(layer), len(later), layer)
-            sigma, whole = denominators(dictionary, activations, layer), coactivation.targets(activations.layers[layer])
+            sigma, whole = denominators(dictionary, activations, layer), coactivation.targets_of(activations, layer)
             active = [each for each in found if each.source.layer < layer]
             flows = [each.firing.over(sigma) for each in active]
             for part, panel in group:

@@ -198,24 +198,28 @@ def panels(W_enc: Matrix, directions: Tensor, device: torch.device | None = None
 def _panel(W_enc: Matrix, directions: Tensor, picked: slice, rounding: NDArray[np.float64]) -> Panel:
     """Products with neighbouring encoders, a block at a time."""
     n, step, place = picked.stop - picked.start, max(1, BLOCK_ELEMENTS // W_enc.shape[1]), directions.device
-    virtual, norms = torch.empty(len(directions), n, device=place), torch.empty(n, device=place)
+    virtual, norms = torch.empty(len(directions), n, device=place), W_enc.row_norms.get((picked.start, picked.stop))
+    fresh = torch.empty(n) if norms is None else None
     buffer = torch.empty(min(step, n), W_enc.shape[1], device=place)
     for first in range(0, n, step):
-        block = slice(picked.start + first, min(picked.start + first + step, picked.stop))
-        _multiply(W_enc, directions, block, buffer, (virtual[:, first:], norms[first:]))
-    return Panel(start=picked.start, virtual=virtual.cpu().numpy(), encoder_norm=norms.cpu().numpy(), rounding=rounding)
+        block = _block(W_enc, slice(picked.start + first, min(picked.start + first + step, picked.stop)), buffer)
+        torch.mm(directions, block.T, out=virtual[:, first : first + len(block)])
+        if fresh is not None:
+            fresh[first : first + len(block)] = torch.linalg.vector_norm(block, dim=1)
+    if fresh is not None:
+        if not bool(fresh.isfinite().all()):  # a number that is not finite shows in the norm of its row
+            W_enc.rows(picked)
+        W_enc.row_norms[picked.start, picked.stop] = norms = fresh  # the next sources meet the same encoders
+    assert norms is not None
+    return Panel(start=picked.start, virtual=virtual.cpu().numpy(), encoder_norm=norms.numpy(), rounding=rounding)
 
 
-def _multiply(W_enc: Matrix, directions: Tensor, picked: slice, buffer: Tensor, into: tuple[Tensor, Tensor]) -> None:
-    """Products and norms of a block of encoders, into the first columns of a panel and the first of its norms."""
-    n = picked.stop - picked.start
-    block = buffer[:n].copy_(W_enc.tensor[picked].to(buffer.device))  # in the dtype of the file, which is the narrower one
+def _block(W_enc: Matrix, picked: slice, buffer: Tensor) -> Tensor:
+    """Some encoders, in the buffer."""
+    block = buffer[: picked.stop - picked.start].copy_(W_enc.tensor[picked].to(buffer.device))  # the file's dtype is the narrower one
     if W_enc.scale is not None:
         block *= _scale(W_enc, picked).to(block.device)
-    torch.mm(directions, block.T, out=into[0][:, :n])
-    torch.linalg.vector_norm(block, dim=1, out=into[1][:n])
-    if not bool(into[1][:n].sum().isfinite()):  # a number that is not finite shows in the norm of its row
-        W_enc.rows(picked)
+    return block
 
 
 def pairs(W_enc: Matrix, directions: Tensor, owner: NDArray[np.intp], index: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -43,7 +43,9 @@ class TokenActivations:
     sigma: NDArray[np.float32]
     """(n_tokens, n_layers + 1): denominator of the norm that each layer's MLP reads through, 1 where the dictionary has no features; last,
     that of the norm before the unembedding."""
-    _by_feature: dict[int, csc_matrix] = field(default_factory=dict, repr=False)
+    _by_feature: dict[int, csc_matrix] = field(init=False, default_factory=dict, repr=False)
+    by_layer: dict[int, Any] = field(init=False, default_factory=dict, repr=False)
+    """Layer → what ``audit.connections.coactivation`` has summed over all tokens, so that it does so once."""
 
     @property
     def n_tokens(self) -> int:

@@ -25,8 +25,10 @@ class Matrix:
     """Tensor and file, for errors."""
     scale: Tensor | None = None
     """(n_rows,) or () float32, by which rows are multiplied: a factor that the format keeps beside the matrix."""
-    _finite: set[int] = field(default_factory=set, repr=False)
+    _finite: set[int] = field(init=False, default_factory=set, repr=False)
     """Starts of the blocks that were found to hold finite numbers."""
+    row_norms: dict[tuple[int, int], Tensor] = field(init=False, default_factory=dict, repr=False)
+    """Rows from … up to … → their norms, (n,) float32, where someone has computed them; all of them are finite."""
 
     def __len__(self) -> int:
         return len(self.tensor)

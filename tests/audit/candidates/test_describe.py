@@ -90,7 +90,7 @@ def test_a_label_prefers_strong_and_steady_tokens(tiny_subject, observed):
 
 
 def test_a_feature_that_never_fires(tiny_subject, observed):
-    silent = replace(observed, layers=tuple(layer * 0 for layer in observed.layers), _by_feature={})
+    silent = replace(observed, layers=tuple(layer * 0 for layer in observed.layers))
     for layer in silent.layers:
         layer.eliminate_zeros()
     found = describe(tiny_subject, silent, FEATURE)
@@ -108,7 +108,7 @@ def test_dense_and_antipodal_features_are_flagged(tiny_subject, observed, dense_
     assert "antipodal" in describe(subject, observed, FEATURE).flags
     assert "antipodal" not in describe(tiny_subject, observed, FEATURE).flags
     ones = tuple(type(layer)(np.ones(layer.shape, dtype=np.float32)) for layer in observed.layers)
-    everywhere = replace(observed, layers=ones, _by_feature={})
+    everywhere = replace(observed, layers=ones)
     assert "dense" in describe(tiny_subject, everywhere, FEATURE).flags
 
 

@@ -58,7 +58,7 @@ def test_other_words_are_not_read_on_the_scenarios_passages(find):
 
 
 def test_features_that_hardly_fire_are_left_out_and_counted(find, tiny_subject, observed):
-    thin = replace(observed, layers=(observed.layers[0], observed.layers[1] * 0, observed.layers[2]), _by_feature={})
+    thin = replace(observed, layers=(observed.layers[0], observed.layers[1] * 0, observed.layers[2]))
     thin.layers[1].eliminate_zeros()
     found = find(activations=thin, limit=100)
     assert (found.n_searched, found.n_excluded) == (72, 24 + int((observed.counts(0) < 20).sum() + (observed.counts(2) < 20).sum()))

@@ -399,7 +399,7 @@ def test_a_source_that_does_nothing_weighs_nothing(tiny_subject: Subject, with_t
     W_dec[0][mute.index] = 0
     columns = activations.layers[0].toarray()
     columns[:, silent.index] = 0
-    activations = replace(activations, layers=(sparse.csr_matrix(columns), *activations.layers[1:]), _by_feature={})
+    activations = replace(activations, layers=(sparse.csr_matrix(columns), *activations.layers[1:]))
     subject = replace(subject, dictionary=with_tensors(subject.dictionary, W_dec=W_dec))
     found = through_attention(subject, activations, [silent, mute], max_tokens=EVERYTHING, observer=SilentObserver())
     assert not any(each.direct.any() or each.whole.any() for each in found.layers)
@@ -417,7 +417,7 @@ def test_what_is_written_at_several_positions_adds_up(tiny_subject: Subject) -> 
     def alone(rows: np.ndarray) -> list[np.ndarray]:
         some = np.zeros_like(columns)
         some[rows, source.index] = columns[rows, source.index]
-        own = replace(activations, layers=(sparse.csr_matrix(some), *activations.layers[1:]), _by_feature={})
+        own = replace(activations, layers=(sparse.csr_matrix(some), *activations.layers[1:]))
         found = through_attention(subject, own, [source], max_tokens=EVERYTHING, observer=SilentObserver())
         return [each.whole for each in found.layers]
 

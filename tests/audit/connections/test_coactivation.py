@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from audit.connections import coactivation
+from audit.subject import Subject, observe
 
 
 @st.composite
@@ -108,3 +111,12 @@ def test_stored_zeros_meet_nothing() -> None:
     [firing] = coactivation.firings(stored_zero, [0])
     assert firing.rows.tolist() == [1]
     assert coactivation.meet([firing], coactivation.targets(stored_zero)).n_coactive.tolist() == [[1]]
+
+
+def test_sums_over_all_tokens_are_made_once_and_forgotten_with_other_activations(tiny_subject: Subject) -> None:
+    activations = observe(tiny_subject.model, tiny_subject.dictionary, tiny_subject.corpus[:4])
+    found = coactivation.targets_of(activations, 1)
+    assert coactivation.targets_of(activations, 1) is found
+    np.testing.assert_allclose(found.total, activations.layers[1].toarray().astype(np.float64).sum(axis=0), rtol=1e-12)
+    silent = replace(activations, layers=tuple(layer * 0 for layer in activations.layers))
+    assert not coactivation.targets_of(silent, 1).total.any()

@@ -182,7 +182,7 @@ def test_a_feature_that_never_fires_has_none(tiny_subject):
     activations = seen(tiny_subject)
     layer = activations.layers[1].tolil()
     layer[:, 4] = 0
-    silent = replace(activations, layers=(activations.layers[0], sparse.csr_matrix(layer), activations.layers[2]), _by_feature={})
+    silent = replace(activations, layers=(activations.layers[0], sparse.csr_matrix(layer), activations.layers[2]))
     assert motor_shares(tiny_subject, silent, [FeatureId("clt", 1, 4)], observer=SilentObserver()) == {FeatureId("clt", 1, 4): (None, 0)}
     assert motor_shares(tiny_subject, silent, [], observer=SilentObserver()) == {}
 

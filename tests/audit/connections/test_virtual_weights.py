@@ -216,3 +216,14 @@ def test_an_encoder_that_is_not_finite_is_refused() -> None:
     [make] = virtual_weights.panels(Matrix(encoders, "made"), torch.zeros(1, 2).double())
     with pytest.raises(SubjectError, match="made holds numbers that are not finite"):
         make()
+
+
+def test_norms_are_remembered_by_the_matrix_that_they_are_of() -> None:
+    encoders = torch.randn(9, 4, generator=torch.Generator().manual_seed(0))
+    W_enc, directions = Matrix(encoders, "made"), torch.ones(2, 4).double()
+    [make] = virtual_weights.panels(W_enc, directions)
+    first, second = make(), make()
+    np.testing.assert_allclose(first.encoder_norm, encoders.norm(dim=1).numpy(), rtol=1e-6)
+    assert np.shares_memory(first.encoder_norm, second.encoder_norm)
+    [make] = virtual_weights.panels(replace(W_enc, tensor=2 * encoders), directions)
+    np.testing.assert_allclose(make().encoder_norm, 2 * first.encoder_norm, rtol=1e-6)
