@@ -14,9 +14,9 @@ from audit.candidates import describe, search
 from audit.candidates.known import Known, open_known
 from audit.connections import ScenarioActivations, connect
 from audit.connections.kept import connect_kept
-from audit.corpus import open_activations, open_documents, open_statistics
+from audit.corpus import Artefact, open_activations, open_documents, open_statistics
 from audit.corpus.artefact import read_manifest
-from audit.errors import SubjectError
+from audit.errors import SubjectError, UsageError
 from audit.events import Observer, StepProgress, check_stop, timed
 from audit.judging.tally import tally
 from audit.judging.verdicts import judge
@@ -45,9 +45,11 @@ from audit.steering.plan import estimate as estimate_sweep
 from audit.steering.strengths import Scales, scales
 from audit.steering.treatments import multiplicative, number
 from audit.steering.unsteered import unsteered
-from audit.subject import Opening, Subject, TokenActivations, load_subject, observe, passages
+from audit.subject import KeptCorpus, Opening, Subject, TokenActivations, load_subject, observe, passages
 from audit.subject.formats import directions
 
+TOP = 32
+"""Targets listed a feature and way of weighing."""
 N_UNRELATED = 4
 """Learned control features of a sweep."""
 
@@ -82,9 +84,15 @@ class Observed:
     known: Known
 
 
-def prepare(config: AuditConfig, observer: Observer) -> Bench:
-    """Open the subject and its scenario, and read every feature's activations."""
-    subject, known = open_subject(config, observer)
+def prepare(config: AuditConfig, observer: Observer, asked: Sequence[FeatureId] = ()) -> Bench:
+    """Open the subject and its scenario, and read every feature's activations.
+
+    Args:
+        config: what to audit.
+        observer: told of everything.
+        asked: features that the dictionary must have.
+    """
+    subject, known = open_subject(config, observer, asked)
     scenario = find_scenario(config.scenario, subject.info.language, _path(config.subject))
     with timed(observer, "corpus") as note:
         activations = _activations(config, subject, observer)
@@ -108,21 +116,43 @@ def prepare(config: AuditConfig, observer: Observer) -> Bench:
     )
 
 
-def open_subject(config: AuditConfig, observer: Observer) -> tuple[Subject, Known]:
-    """The model with its dictionary, and what others say of its features."""
+def open_subject(config: AuditConfig, observer: Observer, asked: Sequence[FeatureId] = ()) -> tuple[Subject, Known]:
+    """The model with its dictionary, and what others say of its features.
+
+    Raises:
+        UsageError: the dictionary has no such feature as is asked for, or corpus and statistics were both given.
+    """
     with timed(observer, "subject") as note:
         opening = Opening(dtype=config.dtype, device=config.device, accept_health=config.accept_health)
-        subject = load_subject(config.subject, config.dictionary, _path(config.corpus), opening=opening, observer=observer)
+        kept = _kept_corpus(config)
+        subject = load_subject(config.subject, config.dictionary, kept or _path(config.corpus), opening=opening, observer=observer)
+        for feature in asked:  # before the corpus is gone through
+            subject.dictionary.check(feature)
+        if config.statistics is not None:
+            open_statistics(Path(config.statistics), subject)
         known = open_known(config.labels, subject.dictionary.path, subject.dictionary.kind, names_of(subject))
         if known.labels is not None:
             subject = replace(subject, info=replace(subject.info, labels_sha256=known.labels.digest()))
-        if config.statistics is not None:
-            manifest = open_statistics(Path(config.statistics), subject).manifest
-            documents = open_documents(Path(config.statistics))
-            subject = replace(subject, corpus=documents, info=replace(subject.info, corpus_sha256=manifest.shards_sha256))
         info = subject.info
         note.summary = f"{info.name}, {info.n_layers} layers, {subject.dictionary.n_features} features ({info.dictionary_kind})"
     return subject, known
+
+
+def _kept_corpus(config: AuditConfig) -> KeptCorpus | None:
+    """The documents of statistics; those that examples are in, where no others were kept."""
+    if config.statistics is None:
+        return None
+    if config.corpus is not None:
+        raise UsageError("A corpus too many", "Statistics bring the corpus along that they were made on.", "Leave --corpus out.")
+    folder = Path(config.statistics)
+    manifest = read_manifest(folder)
+    documents = open_documents(folder) if manifest.has_activations else _example_documents(open_statistics(folder))
+    return KeptCorpus(documents=documents, sha256=manifest.shards_sha256)
+
+
+def _example_documents(artefact: Artefact) -> tuple[tuple[int, ...], ...]:
+    table = artefact.statistics.documents
+    return tuple(tuple(table.tokens.document(place).tolist()) for place in range(len(table.tokens)))
 
 
 def _activations(config: AuditConfig, subject: Subject, observer: Observer) -> TokenActivations:
@@ -132,9 +162,9 @@ def _activations(config: AuditConfig, subject: Subject, observer: Observer) -> T
     return observe(subject.model, subject.dictionary, subject.corpus, progress=_told(observer, "corpus"))
 
 
-def look(config: AuditConfig, observer: Observer) -> Observed:
-    """Open the subject and read every feature's activations, without a scenario."""
-    subject, known = open_subject(config, observer)
+def look(config: AuditConfig, observer: Observer, asked: Sequence[FeatureId] = ()) -> Observed:
+    """``prepare`` without a scenario."""
+    subject, known = open_subject(config, observer, asked)
     with timed(observer, "corpus") as note:
         activations = _activations(config, subject, observer)
         note.summary = f"{activations.n_tokens} tokens in {len(subject.corpus)} documents"
@@ -193,8 +223,17 @@ def find_connections(bench: Bench, candidates: CandidateSet) -> DownstreamConnec
     return connections_of(bench, [candidate.feature for candidate in candidates.candidates], bench.config, bench.observer)
 
 
-def connections_of(bench: Bench | Observed, sources: Sequence[FeatureId], config: AuditConfig, observer: Observer) -> DownstreamConnections:
+def connections_of(
+    bench: Bench | Observed, sources: Sequence[FeatureId], config: AuditConfig, observer: Observer, top: int = TOP
+) -> DownstreamConnections:
     """Features → their downstream targets; on the scenario's own tokens too, where there is a scenario.
+
+    Args:
+        bench: what is looked at.
+        sources: features of its dictionary.
+        config: what they are weighed on.
+        observer: told of everything.
+        top: targets listed a feature and way of weighing.
 
     Raises:
         UsageError: the dictionary has no such feature.
@@ -207,6 +246,7 @@ def connections_of(bench: Bench | Observed, sources: Sequence[FeatureId], config
             bench.subject,
             sources,
             bench.activations,
+            top=top,
             scenario=scenario,
             attention_tokens=config.attention_tokens if config.through_attention else 0,
             known=bench.known,
@@ -218,21 +258,25 @@ def connections_of(bench: Bench | Observed, sources: Sequence[FeatureId], config
     return found
 
 
-def kept_connections(config: AuditConfig, sources: Sequence[FeatureId], observer: Observer) -> DownstreamConnections | None:
+def kept_connections(config: AuditConfig, sources: Sequence[FeatureId], observer: Observer, top: int = TOP) -> DownstreamConnections | None:
     """Features → their downstream targets, from statistics without activations; None where there are activations to look at.
 
     Raises:
-        UsageError: the co-activations of a feature were not kept.
+        UsageError: the co-activations of a feature were not kept, or effects through attention were asked for.
     """
     if config.statistics is None or read_manifest(Path(config.statistics)).has_activations:
         return None
+    if config.through_attention:
+        why = f"'{config.statistics}' has no activations to follow through attention."
+        raise UsageError("Only what was kept can be shown", why, "Leave --through-attention out, or build statistics with activations.")
     opening = Opening(dtype=config.dtype, device=config.device, accept_health=config.accept_health)
     with timed(observer, "subject") as note:
-        subject = load_subject(config.subject, config.dictionary, _path(config.corpus), opening=opening, observer=observer)
+        subject = load_subject(config.subject, config.dictionary, _kept_corpus(config), opening=opening, observer=observer)
         artefact = open_statistics(Path(config.statistics), subject)
+        known = open_known(config.labels, subject.dictionary.path, subject.dictionary.kind, names_of(subject))
         note.summary = f"{subject.info.name}, {subject.dictionary.n_features} features ({subject.info.dictionary_kind})"
     with timed(observer, "connections") as note:
-        found = connect_kept(subject, artefact, sources, observer=observer)
+        found = connect_kept(subject, artefact, sources, top=top, known=known, observer=observer)
         note.summary = f"{sum(len(each.targets) for each in found.features)} targets on {found.n_tokens} tokens, as they were kept"
     return found
 

@@ -12,6 +12,7 @@ from typing import TypeVar
 import torch
 
 from audit.bench import (
+    TOP,
     Bench,
     connections_of,
     estimate,
@@ -48,6 +49,7 @@ from audit.records import (
 from audit.steering import preflight, sweep
 
 __all__ = [
+    "TOP",
     "Bench",
     "connections_of",
     "estimate",

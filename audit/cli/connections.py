@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 from rich.cells import cell_len
 
 from audit.cli import output
@@ -47,6 +48,8 @@ LEGEND = {
     ConnectionFlag.UNSUPPORTED: "u fires with the source on too few tokens",
     ConnectionFlag.NEVER_COACTIVE: "n |V| is large, but both never fire together",
 }
+WITH_ATLAS = {"named", "atlas", "top", "wants_json", "quiet"}
+"""Parameters that have an effect on what an atlas says."""
 Roles = dict[FeatureId, float | None]
 
 
@@ -65,6 +68,7 @@ def connections(ctx: click.Context, /, named: tuple[str, ...], top: int, atlas: 
     """Weigh what FEATUREs, or the candidates of a SCENARIO, feed downstream; records nothing."""
     features = _features(named, ctx)
     if atlas is not None:
+        _refuse_idle(ctx)
         from audit.cli.atlas import show_neighbours
 
         return show_neighbours(atlas, features, top=top, wants_json=options["wants_json"])
@@ -72,8 +76,9 @@ def connections(ctx: click.Context, /, named: tuple[str, ...], top: int, atlas: 
         from audit import pipeline
 
         config = config_of(ctx)
-        kept = None if config.scenario else pipeline.kept_connections(config, features, observer)
-        found, roles = (kept, None) if kept else _weighed(config, features, observer)
+        kept_top = max(top, pipeline.TOP)
+        kept = None if config.scenario else pipeline.kept_connections(config, features, observer, kept_top)
+        found, roles = (kept, None) if kept else _weighed(config, features, observer, kept_top)
     if options["wants_json"]:
         named_roles = None if roles is None else {str(feature): role for feature, role in sorted(roles.items())}
         output.as_json({**output.as_plain(found), "roles": named_roles})
@@ -84,14 +89,29 @@ def connections(ctx: click.Context, /, named: tuple[str, ...], top: int, atlas: 
     return ExitCode.DONE
 
 
-def _weighed(config: AuditConfig, features: tuple[FeatureId, ...], observer: Observer) -> tuple[DownstreamConnections, Roles | None]:
+def _refuse_idle(ctx: click.Context) -> None:
+    """Refuse what was passed and would have no effect.
+
+    Raises:
+        UsageError: some option was.
+    """
+    passed = [name for name in ctx.params if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE and name not in WITH_ATLAS]
+    if passed:
+        idle = ", ".join("--" + name.replace("_", "-") for name in sorted(passed)).replace("--describes", "--describe")
+        why = f"An atlas answers as it was built: {idle} would change nothing."
+        raise UsageError("Options without effect", why, "Leave them out, or leave --atlas out to weigh anew.")
+
+
+def _weighed(
+    config: AuditConfig, features: tuple[FeatureId, ...], observer: Observer, top: int
+) -> tuple[DownstreamConnections, Roles | None]:
     """On activations; of the scenario's candidates, where no features were named."""
     from audit import pipeline
 
-    bench = pipeline.prepare(config, observer) if config.scenario else pipeline.look(config, observer)
+    bench = pipeline.prepare(config, observer, features) if config.scenario else pipeline.look(config, observer, features)
     if isinstance(bench, pipeline.Bench) and not features:
         features = tuple(each.feature for each in pipeline.find_candidates(bench).candidates)
-    found = pipeline.connections_of(bench, features, config, observer)
+    found = pipeline.connections_of(bench, features, config, observer, top)
     return found, _roles(bench, found)
 
 
@@ -131,26 +151,23 @@ def show(found: DownstreamConnections, roles: Roles | None, top: int) -> set[Fea
     """Print every source's lists; returns the targets in them."""
     used: set[ConnectionFlag] = set()
     listed: set[FeatureId] = set()
+    half = max(1, top // 2)
     for number, each in enumerate(found.features):
         output.say("\n" * (number > 0) + f"{each.source}  {_counted(each)}")
         lists = (
-            ("strongest by TWERA", each.targets),
-            ("strongest through attention (TWERA+OV)", each.by_attention),
-            ("strongest on the scenario's tokens", each.by_scenario),
-            ("not ranked: too few tokens, or none", (*each.unsupported[: top // 2], *each.never_coactive[: top // 2])),
+            ("strongest by TWERA", "support", each.targets),
+            ("strongest through attention (TWERA+OV); support: tokens reached", "reached", each.by_attention),
+            ("strongest on the scenario's tokens; support: on these", "scenario", each.by_scenario),
+            ("not ranked: too few tokens, or none", "support", (*each.unsupported[:half], *each.never_coactive[:half])),
         )
-        for title, connections in lists:
+        for title, support, connections in lists:
             if connections:
-                _show_list(title, connections[:top], found, roles)
+                _show_list((title, support), connections[:top], found, roles, each.support_cutoff)
                 used |= {flag for connection in connections[:top] for flag in connection.flags}
                 listed |= {connection.target for connection in connections[:top]}
-        for title, tokens in (("raises", each.promoted), ("lowers", each.suppressed)):
+        for title, tokens in (("V, largest on the output tokens", each.promoted), ("V, most negative on", each.suppressed)):
             if tokens:
-                output.say(
-                    _fitting(
-                        f"{title} the logits of", [f"{one.text.strip() or repr(one.text)} {one.virtual_weight:+.2g}" for one in tokens]
-                    )
-                )
+                output.say(_fitting(title, [f"{one.text.strip() or repr(one.text)} {one.virtual_weight:+.3g}" for one in tokens]))
     output.say("\n" + _ground(found))
     if used:
         output.say("\n".join(LEGEND[flag] for flag in LEGEND if flag in used))
@@ -171,7 +188,9 @@ def describe(targets: Sequence[TargetDescriptors]) -> None:
     """Print what one sees of each target."""
     for each in targets:
         motor = "" if each.motor_share is None else f", motor share {each.motor_share:.2g} nats on {each.motor_tokens} tokens"
-        output.say(f"\n{each.feature}  {each.label}  ({each.label_source}; fires on {each.frequency:.2%}{motor})")
+        output.say(
+            f"\n{each.feature}  {plain(each.label)[: WIDTH // 2]}\n  {plain(each.label_source)}; fires on {each.frequency:.2%}{motor}"
+        )
         for title, tokens in (("raises", each.top_unembeds), ("lowers", each.bottom_unembeds)):
             output.say(_fitting(f"  {title}", [one.token.strip() or repr(one.token) for one in tokens]))
         for example in each.examples:
@@ -192,12 +211,22 @@ def _middle(before: str, peak: str, after: str) -> str:
 def _counted(each: FeatureConnections) -> str:
     if not each.n_targets:
         return "no later layer has features"
-    never = f", {each.n_never_coactive} of the largest |V| never fire with it" if each.n_never_coactive else ""
-    return f"{each.n_targets} later features, {each.n_unsupported} below {each.support_cutoff} tokens{never}"
+    loud = f"; of the largest 0.01 % by |V|, {each.n_never_coactive} never meet it" if each.n_never_coactive else ""
+    return f"{each.n_targets} later features; {each.n_unsupported} meet it on fewer than {each.support_cutoff} tokens{loud}"
 
 
-def _show_list(title: str, connections: Sequence[Connection], found: DownstreamConnections, roles: Roles | None) -> None:
-    """One table; columns of what was not computed are left out."""
+SUPPORTS: dict[str, Callable[[Connection], int | None]] = {
+    "support": lambda one: one.n_coactive,
+    "reached": lambda one: one.n_reached,
+    "scenario": lambda one: one.scenario_n_coactive,
+}
+"""What a list goes by."""
+
+
+def _show_list(
+    title: tuple[str, str], connections: Sequence[Connection], found: DownstreamConnections, roles: Roles | None, cutoff: int
+) -> None:
+    """One table, under a title, with the support that it goes by; columns of what was not computed are left out."""
     columns: list[tuple[str, Callable[[Connection], object]]] = [
         ("target", lambda one: one.target),
         ("layer", lambda one: one.target.layer),
@@ -206,11 +235,11 @@ def _show_list(title: str, connections: Sequence[Connection], found: DownstreamC
     if found.attention is not None:
         columns.append(("+OV", lambda one: _figure(one.through_attention)))
     if found.scenario is not None:
-        columns.append(("scenario", lambda one: _figure(one.scenario_twera)))
+        columns.append(("scenario", lambda one: _scenario(one, cutoff)))
     columns += [
         ("ERA", lambda one: _figure(one.era)),
         ("V", lambda one: _figure(one.virtual_weight)),
-        ("support", lambda one: one.n_coactive),
+        ("support", SUPPORTS[title[1]]),
     ]
     if roles is not None:
         columns.append(("role", lambda one: None if roles[one.target] is None else f"{roles[one.target]:+.2f}"))
@@ -219,7 +248,15 @@ def _show_list(title: str, connections: Sequence[Connection], found: DownstreamC
         ("fires on", lambda one: one.target_label or " ".join(each.token for each in one.target_unembeds[:4])),
     ]
     rows = [[cell(one) for _, cell in columns] for one in connections]
-    output.table([name for name, _ in columns], rows, title=title, width=WIDTH, cut="fires on")
+    output.table([name for name, _ in columns], rows, title=title[0], width=WIDTH, cut="fires on")
+
+
+def _scenario(one: Connection, cutoff: int) -> str:
+    """TWERA on the scenario's tokens; in brackets on too few of them, and a dot where both never meet."""
+    if not one.scenario_n_coactive:
+        return "·"
+    figure = _figure(one.scenario_twera) or "0"
+    return figure if one.scenario_n_coactive >= cutoff else f"({figure})"
 
 
 def _figure(value: float | None) -> str | None:
@@ -233,11 +270,12 @@ def _figure(value: float | None) -> str | None:
 
 def _ground(found: DownstreamConnections) -> str:
     """What the figures were computed on."""
-    said = [f"Corpus: {found.n_tokens} tokens."]
+    said = [f"Corpus: {found.n_tokens} tokens. V, ERA and TWERA miss inhibition, attention and several hops."]
     if found.attention is not None:
         cost = f"{found.attention.operations:.1e} operations beside the forward passes"
         said.append(f"Through attention: {found.attention.n_tokens} of them in {found.attention.n_documents} documents, {cost}.")
     if found.scenario is not None:
         its = found.scenario
         said.append(f"Scenario {its.scenario}: {its.n_tokens} tokens of {its.n_rollouts} unsteered rollouts.")
+        said.append("(…) on fewer of them than the cut-off, · on none")
     return "\n".join(said)

@@ -51,17 +51,17 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: st
         cut: heading of the column that is cut, with an ellipsis, where that is too little; the others are left as they are.
     """
     listed = [[_cell(value) for value in row] for row in rows]
+    console = Console(file=sys.stdout, highlight=False, markup=False, width=None if sys.stdout.isatty() else _WIDE)
+    if width is not None and width < console.width:
+        console.width = width
     if width is not None and cut:
-        _cut(list(columns), listed, columns.index(cut), width)
+        _cut(list(columns), listed, columns.index(cut), console.width)
     drawn = Table(title=Text(plain(title)) if title else None, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for number, column in enumerate(columns):
         right = bool(listed) and all(_is_figure(row[number]) for row in listed)
         drawn.add_column(Text(plain(column)), justify="right" if right else "left", overflow="fold")
     for row in listed:
         drawn.add_row(*(Text(cell) for cell in row))
-    console = Console(file=sys.stdout, highlight=False, markup=False, width=None if sys.stdout.isatty() else _WIDE)
-    if width is not None and width < console.width:
-        console.width = width
     with console.capture() as captured:
         console.print(drawn)
     _write("\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n")
@@ -84,7 +84,7 @@ def _cell(value: object) -> str:
 
 
 def _is_figure(text: str) -> bool:
-    return text[:1] in "+-0123456789"
+    return text[:1] in "+-0123456789(·"
 
 
 def _write(text: str) -> None:

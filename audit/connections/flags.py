@@ -24,19 +24,23 @@ def flags(dictionary: Dictionary, found: Strongest, edge: Edge, support: int) ->
         edge: the connection.
         support: the cut-off.
     """
-    target = edge.target
+    target, never = edge.target, edge.target in found.never_coactive
     holds = {
         ConnectionFlag.DENSE: edge.target_frequency > DENSE_FREQUENCY,
         ConnectionFlag.ANTIPODAL: antipodal(dictionary, found.source, target),
         ConnectionFlag.SMALL_V_LARGE_TWERA: edge.twera != 0 and abs(edge.virtual_weight) < SMALL * found.typical[target.layer],
-        ConnectionFlag.UNSUPPORTED: 0 < edge.n_coactive < support,
-        ConnectionFlag.NEVER_COACTIVE: target in found.never_coactive,
+        ConnectionFlag.UNSUPPORTED: edge.n_coactive < support and not never,
+        ConnectionFlag.NEVER_COACTIVE: never,
     }
     return tuple(flag for flag, held in holds.items() if held)
 
 
 def antipodal(dictionary: Dictionary, source: FeatureId, target: FeatureId) -> bool:
-    """Whether two features read opposite directions and write opposite ones, all that each writes summed over layers."""
+    """Whether two features read opposite directions and write opposite ones, all that each writes summed over layers.
+
+    Antipodality within a layer compares decoders layer by layer; source and target are of different layers, and of most dictionaries
+    they write to different ones, so that what they have in common is the stream.
+    """
     read = cosine_similarity(dictionary.encoder(source), dictionary.encoder(target), dim=0)
     if read >= -ANTIPODAL:  # its product with another cosine cannot be above the limit: no decoder is read
         return False

@@ -1,7 +1,7 @@
 """Connections of candidates whose co-activations were kept with a dictionary's statistics: no pass over a corpus is made.
 
-V, ERA, TWERA and support are exact; what needs activations (output tokens, motor shares, effects through attention, the scenario's own
-tokens) is left out. A target is labelled by the tokens on which its top examples peak.
+V, ERA, TWERA and support are there, from sums that are exact but for 2^-41 a token; what needs activations (output tokens, motor shares,
+effects through attention, the scenario's own tokens) is left out. A target is labelled by the tokens on which its top examples peak.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from audit.candidates.known import NOTHING, Known
 from audit.candidates.unembeds import extremes
 from audit.connections import virtual_weights
 from audit.connections.coactivation import Floats
@@ -35,7 +36,14 @@ MOST_LABEL = 60
 
 
 def connect_kept(
-    subject: Subject, artefact: Artefact, sources: Sequence[FeatureId], *, top: int = 32, support: int = 20, observer: Observer
+    subject: Subject,
+    artefact: Artefact,
+    sources: Sequence[FeatureId],
+    *,
+    top: int = 32,
+    support: int = 20,
+    known: Known = NOTHING,
+    observer: Observer,
 ) -> DownstreamConnections:
     """The strongest downstream targets of some candidates, from statistics.
 
@@ -45,6 +53,7 @@ def connect_kept(
         sources: the candidates, in the order of the result.
         top: targets listed a candidate, by |TWERA|.
         support: fewest tokens on which both must fire.
+        known: labels of others, which name targets in place of computed ones.
         observer: told the candidates done; may stop between them.
 
     Raises:
@@ -64,7 +73,7 @@ def connect_kept(
     named = [named_targets(found, place, top=top, support=support) for place in range(len(weighed))]
     corpus = {pair: edge for each, names in zip(weighed, named, strict=True) for pair, edge in each.edges(names.all).items()}
     listed = sorted({target for names in named for target in names.all})
-    descriptors = {target: _described(subject, artefact, target) for target in listed}
+    descriptors = {target: _described(subject, artefact, target, known) for target in listed}
     made = Maker(subject=subject, support=support, flow=None, corpus=corpus, scenario={}, descriptors=descriptors)
     return DownstreamConnections(
         features=tuple(made.feature(place, found, names) for place, names in enumerate(named)),
@@ -101,7 +110,7 @@ class _Targets:
             n_unsupported=int(np.count_nonzero(~enough)),
             n_never_coactive=len(silent),
             unsupported=tuple(map(self.edge, meets[~enough][:SHOWN])),
-            never_coactive=tuple(self.edge(place).target for place in silent[:SHOWN]),
+            never_coactive=tuple(self.edge(place).target for place in silent),
             typical={int(layer): float(np.sqrt(square[self.layer == layer].mean())) for layer in np.unique(self.layer)},
         )
 
@@ -145,15 +154,16 @@ def _targets(subject: Subject, artefact: Artefact, source: FeatureId) -> _Target
     )
 
 
-def _described(subject: Subject, artefact: Artefact, feature: FeatureId) -> TargetDescriptors:
+def _described(subject: Subject, artefact: Artefact, feature: FeatureId, known: Known) -> TargetDescriptors:
     seen = feature_of(artefact, feature, subject.model.token_texts)
     top, bottom = extremes(subject, feature)
     examples = tuple(_example(each) for each in seen.examples[:N_EXAMPLES])
     words = dict.fromkeys(each.tokens[each.peak].strip() for each in seen.examples if each.tokens)
+    text, source = known.label_of(feature) or (" · ".join(word for word in words if word)[:MOST_LABEL], LABEL_SOURCE)
     return TargetDescriptors(
         feature=feature,
-        label=" · ".join(word for word in words if word)[:MOST_LABEL],
-        label_source=LABEL_SOURCE,
+        label=text,
+        label_source=source,
         frequency=seen.frequency,
         examples=examples,
         top_unembeds=top,

@@ -10,7 +10,7 @@ import numpy as np
 from audit.connections.attention import Flow
 from audit.connections.flags import flags
 from audit.connections.pairs import Pair, pair_edges
-from audit.connections.strongest import Strongest
+from audit.connections.strongest import SHOWN, Strongest
 from audit.connections.twera import Edge
 from audit.records import Connection, FeatureConnections, FeatureId, TargetDescriptors, TokenConnection
 from audit.subject import Subject
@@ -91,7 +91,7 @@ def named_targets(weighed: Weighed, place: int, *, top: int, support: int) -> Na
     return Named(
         targets=_targets(found.edges),
         unsupported=_targets(found.unsupported),
-        never_coactive=found.never_coactive,
+        never_coactive=found.never_coactive[:SHOWN],
         by_attention=() if weighed.flow is None else strongest_through_attention(weighed.flow, place, top=top, support=support),
         by_scenario=() if weighed.scenario is None else _targets(weighed.scenario[place].edges),
     )

@@ -32,11 +32,13 @@ from audit.subject.matrix import Matrix
 LOUDEST = 1e-4
 """Share of a source's targets, by |V|, among which those that never fire with it are counted."""
 SHOWN = 8
-"""Targets kept a source of those that are not ranked: the strongest below the cut-off, the largest |V| of those that never fire with it."""
+"""Targets shown a source of those that are not ranked: the strongest below the cut-off, the largest |V| of what never fires with it."""
 MAKERS = 4
 """Threads that multiply: with more, sums over tokens take longer than products."""
 TOGETHER = 1 << 19
 """Pairs of a source and a target, and of their activations, that are looked through at once."""
+MOST = 4096
+"""Sources that are looked through at once, of any number of targets."""
 WIDER = 1 + 1e-9
 """By which bounds are widened, for the rounding of sums over tokens."""
 ROW = np.dtype(
@@ -70,7 +72,7 @@ class Strongest:
     unsupported: tuple[Edge, ...] = ()
     """The strongest of the unsupported, largest |TWERA| first."""
     never_coactive: tuple[FeatureId, ...] = ()
-    """The strongest of those that never fire together with the source, largest |V| first."""
+    """Those, largest |V| first."""
     typical: Mapping[int, float] = field(default_factory=dict)
     """Target layer → root mean square of the source's virtual weights on all its features."""
 
@@ -252,7 +254,7 @@ class _Found:
             n_unsupported=self.n_unsupported,
             n_never_coactive=len(silent),
             unsupported=tuple(self._edge(kind, row) for row in self.unsupported.rows),
-            never_coactive=tuple(FeatureId(kind, int(row["layer"]), int(row["index"])) for row in silent[:SHOWN]),
+            never_coactive=tuple(FeatureId(kind, int(row["layer"]), int(row["index"])) for row in silent),
             typical={layer: float(np.sqrt(square / self.widths[layer])) for layer, square in self.squares.items()},
         )
 
@@ -294,7 +296,8 @@ def _groups(flows: Sequence[Firing], some: Targets) -> Iterator[slice]:
     a_token, start, met = some.matrix.nnz / max(n_tokens, 1), 0, 0.0
     for place, flow in enumerate(flows):
         more = a_token * len(flow.rows)
-        if place > start and ((place + 1 - start) * width > TOGETHER or met + more > TOGETHER):
+        n = place - start
+        if n and (n == MOST or (n + 1) * width > TOGETHER or met + more > TOGETHER):
             yield slice(start, place)
             start, met = place, 0.0
         met += more

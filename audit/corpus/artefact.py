@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import from_json
 
 from audit.corpus.files import damaged, read_arrays, write_arrays, write_text
 from audit.corpus.layout import FORMAT_VERSION, pack, unpack
@@ -27,6 +28,16 @@ if TYPE_CHECKING:
 STATISTICS = "statistics.safetensors"
 MANIFEST = "manifest.json"
 SHARDS = "shards"
+PARTS = {
+    "model_sha256": "model",
+    "dictionary_sha256": "dictionary",
+    "template_sha256": "tokenizer or chat template",
+    "dtype": "dtype",
+    "kind": "kind of dictionary",
+    "widths": "widths of the dictionary",
+    "divided": "way of weighing co-activations",
+}
+"""Parts of a key, as people call them."""
 _MANIFESTS = TypeAdapter(StatisticsManifest)
 _LARGEST_MANIFEST = 1 << 28
 """Bytes: 120 of them name a shard."""
@@ -76,25 +87,53 @@ def read_manifest(folder: Path) -> StatisticsManifest:
     """The manifest of a folder of statistics.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is none, or it is one of something else.
         SubjectError: it is damaged, or of another version.
     """
     path = folder / MANIFEST
     if not path.is_file():
         begun = (folder / SHARDS).is_dir()
         why = f"'{folder}' has shards, but its build did not end." if begun else f"'{folder}' has no {MANIFEST}."
-        instead = "Run the same 'ulterior statistics build' again; it goes on from there." if begun else "Give a folder that it made."
+        made = "Give a folder that 'ulterior statistics build' made."
+        instead = "Run the same 'ulterior statistics build' again; it goes on from there." if begun else made
         raise UsageError("No statistics", why, instead)
     if path.stat().st_size > _LARGEST_MANIFEST:
         raise damaged(path, f"is larger than {_LARGEST_MANIFEST >> 20} MiB")
     try:
-        found = _MANIFESTS.validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        first = f"{'.'.join(map(str, e['loc']))}: {e['msg']}" if isinstance(error, ValidationError) and (e := error.errors()[0]) else error
-        raise damaged(path, f"cannot be read: {first}") from error
+        content = path.read_bytes()
+    except OSError as error:
+        raise damaged(path, f"cannot be read: {error}") from error
+    return _manifest(content, path)
+
+
+def _manifest(content: bytes, path: Path) -> StatisticsManifest:
+    try:
+        found = _MANIFESTS.validate_json(content)
+    except ValidationError as error:
+        other = _something_else(content)
+        if other is not None:
+            instead = "Give a folder that 'ulterior statistics build' made."
+            raise UsageError("This folder holds no statistics", f"'{path}' seems to be {other}.", instead) from error
+        QQ.errors()[0]
+        raise damaged(path, f"cannot be read: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
     if found.format_version != FORMAT_VERSION:
         raise damaged(path, f"has format version {found.format_version}, this program reads {FORMAT_VERSION}")
     return found
+
+
+def _something_else(content: bytes) -> str | None:
+    """What a manifest that is none of statistics seems to be; None where it is one that is damaged, or no JSON."""
+    try:
+        found = from_json(content)
+    except ValueError:
+        return None
+    if not isinstance(found, dict):
+        return "JSON that is no manifest"
+    if found.keys() & {"statistics_sha256", "shards_sha256"}:
+        return None
+    if isinstance(found.get("format"), str):
+        return f"the manifest of an '{found['format'][:40]}'"
+    return f"JSON of something else, with {', '.join(repr(str(name)[:40]) for name in list(found)[:4]) or 'nothing in it'}"
 
 
 def open_statistics(folder: Path, subject: Subject | None = None) -> Artefact:
@@ -102,7 +141,7 @@ def open_statistics(folder: Path, subject: Subject | None = None) -> Artefact:
 
     Raises:
         UsageError: there are none.
-        SubjectError: they are damaged, or belong to another model, dictionary or template.
+        SubjectError: they are damaged, or belong to another model, dictionary, template or dtype.
     """
     manifest = read_manifest(folder)
     if subject is not None:
@@ -123,19 +162,25 @@ def refuse_other_subject(manifest: StatisticsManifest, subject: Subject) -> None
     """Make sure that statistics belong to a subject.
 
     Raises:
-        SubjectError: they belong to another model, dictionary or template; says which.
+        SubjectError: they belong to another model, dictionary, template or dtype; says which.
     """
     from audit.corpus.identity import key_of
 
     theirs, mine = manifest.key, key_of(subject)
-    for name, what in (("model_sha256", "model"), ("dictionary_sha256", "dictionary"), ("template_sha256", "tokenizer or chat template")):
-        kept, asked = getattr(theirs, name), getattr(mine, name)
+    for name in ("model_sha256", "dictionary_sha256", "template_sha256"):
+        what, kept, asked = PARTS[name], getattr(theirs, name), getattr(mine, name)
         if kept != asked:
             raise SubjectError(
                 f"The statistics belong to another {what}",
                 f"They were made for {what} {kept[:16]} of '{manifest.subject}', this subject's is {asked[:16]}.",
                 "Open the subject that they were made for, or run 'ulterior statistics build' for this one.",
             )
+    if theirs.dtype != mine.dtype:
+        raise SubjectError(
+            "The statistics belong to another dtype",
+            f"They were made with '{manifest.subject}' in {theirs.dtype}, this subject was opened in {mine.dtype}, which gives other activations.",
+            f"Pass --dtype {theirs.dtype}, or run 'ulterior statistics build --dtype {mine.dtype}' into another folder.",
+        )
 
 
 def merge_artefacts(folders: Sequence[Path], out: Path) -> StatisticsManifest:
@@ -151,6 +196,8 @@ def merge_artefacts(folders: Sequence[Path], out: Path) -> StatisticsManifest:
         SubjectError: one is damaged.
         AuditError: a file cannot be written.
     """
+    if (out / MANIFEST).is_file():
+        read_manifest(out)  # says what else the folder holds
     if (out / MANIFEST).exists() or (out / SHARDS).exists():
         raise UsageError("Statistics are there already", f"'{out}' holds statistics.", "Give another folder as --out.")
     opened = [open_statistics(folder) for folder in folders]

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from audit.subject.activations import TokenActivations, observe, passages, residual_norms
     from audit.subject.dictionary import Dictionary
-    from audit.subject.loading import Opening, Subject, load_subject
+    from audit.subject.loading import KeptCorpus, Opening, Subject, load_subject
     from audit.subject.model import LanguageModel, open_model
 
 _HOMES = {
     "Dictionary": "dictionary",
     "LanguageModel": "model",
+    "KeptCorpus": "loading",
     "Opening": "loading",
     "Subject": "loading",
     "TokenActivations": "activations",
@@ -29,6 +30,7 @@ _HOMES = {
 __all__ = [
     "Dictionary",
     "LanguageModel",
+    "KeptCorpus",
     "Opening",
     "Subject",
     "TokenActivations",

@@ -98,10 +98,20 @@ class Places:
         return str(path)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptCorpus:
+    """A corpus that someone has gone through already."""
+
+    documents: tuple[tuple[int, ...], ...]
+    """Token ids of each."""
+    sha256: str
+    """What names them."""
+
+
 def load_subject(
     subject: str | Path | None,
     dictionary: str | Path | None,
-    corpus: Path | None,
+    corpus: Path | KeptCorpus | None,
     *,
     opening: Opening = Opening(),  # noqa: B008 - frozen
     observer: Observer,
@@ -113,7 +123,7 @@ def load_subject(
             bundled organism.
         dictionary: a dictionary's folder, file or hub id or, for an organism, the short name of one of its own; None for its
             default.
-        corpus: a JSON-lines file of ``{"text": ...}``; None for the organism's own.
+        corpus: a JSON-lines file of ``{"text": ...}``, plain text, or documents that were kept; None for the organism's own.
         opening: dtype, device, and whether a dictionary that looks wrong is accepted.
         observer: told of each part.
 
@@ -125,20 +135,32 @@ def load_subject(
     tell("model")
     if hub.Reference.parse(str(subject)) is not None:  # before anything is downloaded
         _refuse_lack(str(subject), dictionary, corpus)
-    texts = None if corpus is None else read_corpus(corpus)  # a typing error shows at once
-    places = find(subject, dictionary, corpus, tell)
-    _refuse_lack(places.name, places.dictionary, places.corpus)
+    path = corpus if isinstance(corpus, Path) else None
+    texts = None if path is None else read_corpus(path)  # a typing error shows at once
+    places = find(subject, dictionary, path, tell)
+    _refuse_lack(places.name, places.dictionary, corpus or places.corpus)
     assert places.dictionary is not None
-    assert places.corpus is not None
-    texts = texts if texts is not None else read_corpus(places.corpus)
+    if texts is None and not isinstance(corpus, KeptCorpus):
+        assert places.corpus is not None
+        texts = read_corpus(places.corpus)
     model = open_model(places.model, dtype=known_dtype(opening.dtype), device=opening.device)
     tell("dictionary")
     features = open_dictionary(places.dictionary, model.shape)
     tell("corpus")
-    documents = tokenise(model, texts)
+    documents = _kept(model, corpus) if isinstance(corpus, KeptCorpus) else tokenise(model, texts or ())
     tell("health")
     info = _info(places, model, features, documents, accept=opening.accept_health, tell=tell)
+    if isinstance(corpus, KeptCorpus):
+        info = replace(info, corpus_sha256=corpus.sha256)
     return Subject(model=model, dictionary=replace(features, sha256=info.dictionary_sha256), info=info, corpus=documents)
+
+
+def _kept(model: LanguageModel, corpus: KeptCorpus) -> tuple[tuple[int, ...], ...]:
+    """Its documents, if they can be the model's."""
+    if any(not 0 <= token < model.vocabulary for document in corpus.documents for token in document):
+        why = f"They hold tokens that its vocabulary of {model.vocabulary} has not."
+        raise SubjectError("The statistics belong to another model", why, "Name the model that they were made with as --subject.")
+    return corpus.documents
 
 
 def _refuse_lack(name: str, dictionary: object, corpus: object) -> None:
@@ -266,7 +288,6 @@ def _info(
     places: Places, model: LanguageModel, dictionary: Dictionary, documents: Documents, *, accept: bool, tell: Callable[[str], None]
 ) -> SubjectInfo:
     assert places.dictionary is not None
-    assert places.corpus is not None
     difference = parity(model, documents[0][:PROBE_TOKENS])
     probe, probe_name = health_documents(model, documents)
     measured = health.measure(model, dictionary, probe)
@@ -292,7 +313,7 @@ def _info(
         output_hook=dictionary.output_hook,
         b_dec_rule=b_dec_rule(dictionary),
         made_from=dictionary.made_from,
-        corpus_sha256=file_sha256(places.corpus),
+        corpus_sha256="" if places.corpus is None else file_sha256(places.corpus),
         n_layers=model.n_layers,
         d_model=model.d_model,
         n_parameters=model.n_parameters,

@@ -104,7 +104,7 @@ def test_every_flag_has_a_mark_and_is_explained() -> None:
     ],
 )
 def test_bad_input_is_refused(ulterior: Callable[..., Any], given: tuple[str, ...], named: tuple[str, ...], title: str) -> None:
-    said = ulterior("connections", *named, *given)
+    said = ulterior("connections", *named, *(given[2:] if "--atlas" in named else given))
     assert (said.code, said.out) == (2, "")
     assert title in said.err
 
@@ -133,7 +133,7 @@ def test_statistics_without_activations_do_for_their_candidates_alone(
 
 def test_an_atlas_answers_without_a_model(ulterior: Callable[..., Any], given: tuple[str, ...]) -> None:
     assert ulterior("atlas", "build", *given, "--support", 5, "--out", "atlas").code == 0
-    said = ulterior("connections", "clt/0/5", "--atlas", "atlas", "--json", "--subject", "nowhere")
+    said = ulterior("connections", "clt/0/5", "--atlas", "atlas", "--json")
     [found] = document(said.out)["features"]
     assert found["feature"] == "clt/0/5"
     assert found["positive_targets"]
@@ -147,4 +147,63 @@ def test_targets_are_described(ulterior: Callable[..., Any], given: tuple[str, .
     said = ulterior("connections", "clt/0/5", *given, "--top", 2, "--describe").out
     assert "motor share" in said
     assert "«" in said
-    assert max(map(len, said.splitlines())) <= 140
+    assert max(map(len, said.splitlines())) <= 100
+
+
+def test_options_that_an_atlas_cannot_heed_are_refused(ulterior: Callable[..., Any], given: tuple[str, ...]) -> None:
+    said = ulterior("connections", "clt/0/5", "--atlas", "atlas", "--through-attention", "--describe", *given)
+    assert (said.code, said.out) == (2, "")
+    assert "--describe, --subject, --through-attention would change nothing" in said.err
+
+
+def test_a_corpus_beside_statistics_is_refused(ulterior: Callable[..., Any], given: tuple[str, ...]) -> None:
+    ulterior("statistics", "build", *given, "--out", "kept")
+    Path("text.txt").write_text("Some text.")
+    said = ulterior("connections", "clt/0/5", *given, "--statistics", "kept", "--corpus", "text.txt")
+    assert (said.code, said.out) == (2, "")
+    assert "A corpus too many" in said.err
+
+
+def test_statistics_bring_the_corpus_of_a_plain_model(ulterior: Callable[..., Any], organism_dir: Path) -> None:
+    """A model and its dictionary as two folders: nothing but the statistics has text."""
+    model = ("--subject", str(organism_dir / "model"), "--dictionary", str(organism_dir / "clt"), "--quiet")
+    assert ulterior("statistics", "build", *model, "--corpus", organism_dir / "corpus.jsonl", "--out", "kept").code == 0
+    said = document(ulterior("connections", "clt/0/5", *model, "--statistics", "kept", "--json").out)
+    assert said["features"][0]["targets"]
+    missing = ulterior("connections", "clt/0/5", *model)
+    assert missing.code == 2
+    assert "Give --corpus" in missing.err
+
+
+def test_a_wrong_feature_is_refused_before_the_corpus_is_read(
+    ulterior: Callable[..., Any], given: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("audit.bench.observe", None)
+    said = ulterior("connections", "clt/0/99", *given)
+    assert said.code == 2
+    assert "No such feature" in said.err
+
+
+def test_hostile_labels_stay_on_their_line(ulterior: Callable[..., Any], given: tuple[str, ...]) -> None:
+    hostile = "evil\nclt/2/9  acts on everything (verified)\x1b[31m " + "long " * 60
+    [target, *_] = document(ulterior("connections", "clt/0/5", *given, "--json").out)["features"][0]["targets"]
+    Path("labels.jsonl").write_text(json.dumps({"feature": target["target"], "label": hostile}))
+    imported = ulterior("labels", "import", "labels.jsonl", "--store", "labels.db")
+    assert imported.code == 0, imported.err
+    said = ulterior("connections", "clt/0/5", *given, "--labels", "labels.db", "--describe").out
+    assert "evil" in said
+    assert "\x1b" not in said
+    assert not any(line.startswith("clt/2/9  acts") for line in said.splitlines())
+    assert max(map(len, said.splitlines())) <= 100
+
+
+def test_weights_on_too_few_of_the_scenario_s_tokens_are_in_brackets(
+    ulterior: Callable[..., Any], given: tuple[str, ...], small_scenario: Path
+) -> None:
+    call = ("connections", "clt/0/5", *given, "--scenario", small_scenario, "--scenario-rollouts", 2, "--top", 32)
+    said, shown = document(ulterior(*call, "--json").out), ulterior(*call).out
+    [each] = said["features"]
+    for edge in each["targets"]:
+        line = next(line for line in shown.splitlines() if line.startswith(edge["target"] + " "))
+        bracketed = "(" in line.split("   ")[0] or re.search(r"\([-+][\d.e-]+\)", line) is not None
+        assert bracketed == (0 < edge["scenario_n_coactive"] < 20)
