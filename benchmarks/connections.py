@@ -56,8 +56,8 @@ FULL = {"n_layers": 26, "n_features": 16_384, "d_model": 2_304}
 QUICK = {"n_layers": 6, "n_features": 2_048, "d_model": 256}
 L0 = 64
 TOP, SUPPORT = 32, 20
-REPEATS, FEWER = 5, 3
-"""Runs, after one that warms up; fewer of those that take long: 1,000 candidates."""
+REPEATS = 5
+"""Runs, after one that warms up."""
 MOST = 4
 """The longest corpus, in lengths of the usual one."""
 NAIVE = 3
@@ -319,8 +319,7 @@ def measurements(folder: Path, shape: dict[str, int], chosen: list[FeatureId], n
     typical = names[middle : middle + NAIVE]  # of layers that have as many later ones as candidates have on average
 
     def measure(sources: list[str], size: int = whole, tokens: int = n_tokens, kind: str = "ours", **more: Any) -> Measured:
-        repeats = REPEATS if len(sources) <= 100 else FEWER
-        more = {"n_features": size, "n_tokens": tokens, "sources": sources, "repeats": repeats, "beside": (), **more}
+        more = {"n_features": size, "n_tokens": tokens, "sources": sources, "repeats": REPEATS, "beside": (), **more}
         return measured(folder, shape, kind=kind, device=device, **more)
 
     return {
@@ -380,7 +379,7 @@ def run(shape: dict[str, int], n_tokens: int, n_candidates: int, device: str, ro
     make_clt(folder, **shape)
     encoders(folder, shape)
     layers = zipf(shape, n_tokens * MOST)
-    chosen = list(dict.fromkeys(drawn([layer[:n_tokens] for layer in layers], n_candidates)))  # a feature may be drawn twice
+    chosen = list(dict.fromkeys(drawn([layer[:n_tokens] for layer in layers], 2 * n_candidates)))[:n_candidates]  # some are drawn twice
     decoders(folder, shape, chosen)
     stored(folder, layers)
     l0 = sum(layer.nnz for layer in layers) / (n_tokens * MOST) / shape["n_layers"]

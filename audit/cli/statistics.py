@@ -82,7 +82,10 @@ def build(
 @click.option("--out", metavar="FOLDER", type=click.Path(path_type=Path), required=True, help="Where the merged statistics go.")
 @output_options
 def merge(folders: tuple[Path, ...], out: Path, wants_json: bool, quiet: bool) -> ExitCode:
-    """Merge statistics of one subject on different texts; the same shard twice is refused."""
+    """Merge statistics of one subject on different texts; the same shard twice is refused.
+
+    Activations are not merged: the result has statistics only.
+    """
     from audit.corpus.artefact import merge_artefacts
 
     return _say_manifest(merge_artefacts(folders, out), out, wants_json)
@@ -154,8 +157,8 @@ def _say_summary(found: StatisticsSummary, folder: Path) -> None:
 def _say_feature(found: FeatureStatistics) -> None:
     rows = [
         ("fires on", f"{_number(found.n_firing, 'token')} ({found.frequency:.4%})"),
-        ("mean", found.mean_activation),
-        ("standard deviation", found.deviation),
+        ("mean where it fires", found.mean_activation),
+        ("standard deviation where it fires", found.deviation),
         ("largest", found.max_activation),
     ]
     output.table((str(found.feature), ""), rows)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix, vstack
 
 from audit.corpus.artefact import SHARDS, read_manifest
+from audit.corpus.checking import PREFIX, fault_of
 from audit.corpus.documents import Ragged
 from audit.corpus.files import Array, damaged, read_arrays, read_some
 from audit.corpus.layout import head_of
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from audit.subject.activations import TokenActivations
 
 Number = TypeVar("Number", np.int32, np.int64, np.float32)
-_PREFIX = "kept"
 
 
 def shard_path(folder: Path, sha256: str) -> Path:
@@ -30,17 +30,17 @@ def shard_path(folder: Path, sha256: str) -> Path:
 def packed(activations: TokenActivations, documents: Ragged) -> dict[str, Array]:
     """Activations of one shard as arrays, with the token ids of its documents."""
     found: dict[str, Array] = {
-        f"{_PREFIX}.token_ids": activations.token_ids,
-        f"{_PREFIX}.document": activations.document,
-        f"{_PREFIX}.position": activations.position,
-        f"{_PREFIX}.sigma": activations.sigma,
-        f"{_PREFIX}.documents.ids": documents.ids,
-        f"{_PREFIX}.documents.ends": documents.ends,
+        f"{PREFIX}.token_ids": activations.token_ids,
+        f"{PREFIX}.document": activations.document,
+        f"{PREFIX}.position": activations.position,
+        f"{PREFIX}.sigma": activations.sigma,
+        f"{PREFIX}.documents.ids": documents.ids,
+        f"{PREFIX}.documents.ends": documents.ends,
     }
     for layer, matrix in enumerate(activations.layers):
-        found[f"{_PREFIX}.{layer:03d}.data"] = matrix.data.astype(np.float32, copy=False)
-        found[f"{_PREFIX}.{layer:03d}.indices"] = matrix.indices.astype(np.int32, copy=False)
-        found[f"{_PREFIX}.{layer:03d}.indptr"] = matrix.indptr.astype(np.int64)
+        found[f"{PREFIX}.{layer:03d}.data"] = matrix.data.astype(np.float32, copy=False)
+        found[f"{PREFIX}.{layer:03d}.indices"] = matrix.indices.astype(np.int32, copy=False)
+        found[f"{PREFIX}.{layer:03d}.indptr"] = matrix.indptr.astype(np.int64)
     return found
 
 
@@ -80,7 +80,7 @@ def open_documents(folder: Path) -> tuple[tuple[int, ...], ...]:
 
 
 def _whole_shards(folder: Path) -> list[Path]:
-    """Shards with activations, each read through once, in the order of the corpus."""
+    """Shards with activations, each read through and checked once, in the order of the corpus."""
     manifest = read_manifest(folder)
     paths = [shard_path(folder, each.sha256) for each in manifest.shards]
     lacking = [path for path in paths if not path.is_file()]
@@ -88,22 +88,21 @@ def _whole_shards(folder: Path) -> list[Path]:
         why = f"'{lacking[0]}' is missing." if manifest.has_activations else "They were built with --drop-activations, or merged."
         raise UsageError("No activations", f"'{folder}' has statistics only. {why}", "Build statistics without --drop-activations.")
     for path in paths:
-        head = head_of(read_arrays(path), path)
+        content = read_arrays(path)
+        head = head_of(content, path)
         if not head.has_activations or head.key != manifest.key:
             raise damaged(path, "was made by another build")
+        fault = fault_of(content.arrays, manifest.key.widths)
+        if fault is not None:
+            raise damaged(path, fault)
     return paths
 
 
 def _of(path: Path, name: str, dtype: type[Number]) -> NDArray[Number]:
-    (array,) = read_some(path, [f"{_PREFIX}.{name}"])
+    (array,) = read_some(path, [f"{PREFIX}.{name}"])
     return array.astype(dtype, copy=False)
 
 
 def _layer(path: Path, layer: int, width: int) -> csr_matrix:
-    data, indices, indptr = read_some(path, [f"{_PREFIX}.{layer:03d}.{part}" for part in ("data", "indices", "indptr")])
-    try:
-        found = csr_matrix((data, indices, indptr), shape=(len(indptr) - 1, width))
-        found.check_format(full_check=True)
-    except ValueError as error:
-        raise damaged(path, f"has activations of layer {layer} that are no matrix of {width} features: {error}") from error
-    return found
+    data, indices, indptr = read_some(path, [f"{PREFIX}.{layer:03d}.{part}" for part in ("data", "indices", "indptr")])
+    return csr_matrix((data, indices, indptr), shape=(len(indptr) - 1, width))

@@ -114,7 +114,7 @@ def _manifest(content: bytes, path: Path) -> StatisticsManifest:
         if other is not None:
             instead = "Give a folder that 'ulterior statistics build' made."
             raise UsageError("This folder holds no statistics", f"'{path}' seems to be {other}.", instead) from error
-        QQ.errors()[0]
+        first = error.errors()[0]
         raise damaged(path, f"cannot be read: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
     if found.format_version != FORMAT_VERSION:
         raise damaged(path, f"has format version {found.format_version}, this program reads {FORMAT_VERSION}")
@@ -128,12 +128,13 @@ def _something_else(content: bytes) -> str | None:
     except ValueError:
         return None
     if not isinstance(found, dict):
-        return "JSON that is no manifest"
+        return "JSON of something else"
     if found.keys() & {"statistics_sha256", "shards_sha256"}:
         return None
     if isinstance(found.get("format"), str):
-        return f"the manifest of an '{found['format'][:40]}'"
-    return f"JSON of something else, with {', '.join(repr(str(name)[:40]) for name in list(found)[:4]) or 'nothing in it'}"
+        return f"the manifest of something else: its format is '{found['format'][:40]}'"
+    names = ", ".join(f"'{name[:40]}'" for name in list(found)[:4])
+    return f"JSON of something else, with {names or 'nothing'} in it"
 
 
 def open_statistics(folder: Path, subject: Subject | None = None) -> Artefact:
@@ -178,7 +179,7 @@ def refuse_other_subject(manifest: StatisticsManifest, subject: Subject) -> None
     if theirs.dtype != mine.dtype:
         raise SubjectError(
             "The statistics belong to another dtype",
-            f"They were made with '{manifest.subject}' in {theirs.dtype}, this subject was opened in {mine.dtype}, which gives other activations.",
+            f"They were made in {theirs.dtype}, this subject was opened in {mine.dtype}, which gives other activations.",
             f"Pass --dtype {theirs.dtype}, or run 'ulterior statistics build --dtype {mine.dtype}' into another folder.",
         )
 
@@ -196,8 +197,6 @@ def merge_artefacts(folders: Sequence[Path], out: Path) -> StatisticsManifest:
         SubjectError: one is damaged.
         AuditError: a file cannot be written.
     """
-    if (out / MANIFEST).is_file():
-        read_manifest(out)  # says what else the folder holds
     if (out / MANIFEST).exists() or (out / SHARDS).exists():
         raise UsageError("Statistics are there already", f"'{out}' holds statistics.", "Give another folder as --out.")
     opened = [open_statistics(folder) for folder in folders]

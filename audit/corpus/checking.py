@@ -36,7 +36,7 @@ def fault_of(arrays: Mapping[str, Any], widths: Sequence[int]) -> str | None:
 
 def _faults(arrays: Mapping[str, Any], widths: Sequence[int]) -> Iterator[str]:
     """Every check may rely on those before it, since only the first fault is asked for."""
-    wanted = {name: form for name, form in _COLUMNS.items()}
+    wanted = dict(_COLUMNS)
     wanted |= {f"{layer:03d}.{part}": form for layer in range(len(widths)) for part, form in _LAYER.items()}
     for name, (dtype, axes) in wanted.items():
         array = arrays.get(f"{PREFIX}.{name}")
@@ -56,7 +56,8 @@ def _faults(arrays: Mapping[str, Any], widths: Sequence[int]) -> Iterator[str]:
 
 
 def _of_documents(ids: Any, ends: Any) -> Iterator[str]:
-    if (np.diff(ends, prepend=0) < 0).any() or (int(ends[-1]) if len(ends) else 0) != len(ids):
+    bounds = np.concatenate([[0], ends])
+    if (bounds[1:] < bounds[:-1]).any() or bounds[-1] != len(ids):
         yield "has documents whose ends are not those of their tokens"
     if (ids < 0).any():
         yield "has a token id below 0"
@@ -66,7 +67,7 @@ def _of_tokens(columns: Mapping[str, Any], n_layers: int) -> Iterator[str]:
     token_ids, document, position, sigma = (columns[name] for name in ("token_ids", "document", "position", "sigma"))
     n, ends = len(token_ids), columns["documents.ends"]
     if not len(document) == len(position) == n:
-        yield f"has {n} token ids, {len(document)} documents and {len(position)} positions, expected as many of each"
+        yield f"has columns of {n}, {len(document)} and {len(position)} tokens, expected as many in each"
     if sigma.shape != (n, n_layers + 1):
         yield f"has sigma of {list(sigma.shape)}, expected [{n}, {n_layers + 1}]"
     if n and (document.min() < 0 or document.max() >= len(ends)):
@@ -92,7 +93,7 @@ def _of_layer(parts: Mapping[str, Any], n_tokens: int, width: int) -> Iterator[s
         yield f"it has {len(indptr) - 1} rows, expected {n_tokens}"
     if len(data) != len(indices):
         yield f"it has {len(data)} activations and {len(indices)} indices"
-    if indptr[0] != 0 or indptr[-1] != len(data) or (np.diff(indptr) < 0).any():
+    if indptr[0] != 0 or indptr[-1] != len(data) or (indptr[1:] < indptr[:-1]).any():
         yield f"the bounds of its rows do not rise from 0 to {len(data)}"
     if len(indices) and (indices.min() < 0 or indices.max() >= width):
         yield f"its indices are {indices.min()} to {indices.max()}, expected 0 to {width - 1}"

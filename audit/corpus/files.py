@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -25,6 +26,13 @@ except ImportError:  # not a Unix
 
 Array = NDArray[np.generic]
 _LOCK = ".lock"
+_ADVICE = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "Free some space, or give another folder."),
+    **dict.fromkeys((errno.ENOTDIR, errno.EEXIST, errno.EISDIR), "Give a folder, and one whose path goes through folders alone."),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "Allow writing there, or give another folder."),
+    errno.EROFS: "Give a folder of a file system that can be written to.",
+}
+"""What to do, by the number of the error."""
 _HEAD = "ulterior"
 """The only key of the metadata: safetensors does not keep the order of several, and equal content shall be equal bytes."""
 
@@ -145,7 +153,7 @@ def _replace(path: Path, content: bytes) -> None:
 
 
 def _unwritable(path: Path, error: OSError) -> AuditError:
-    return AuditError("Statistics cannot be written", f"'{path}': {error}", "Free some space, or give another folder.")
+    return AuditError("Statistics cannot be written", f"'{path}': {error}", _ADVICE.get(error.errno or 0, "Give another folder."))
 
 
 def _flush_folder(folder: Path) -> None:

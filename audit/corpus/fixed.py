@@ -2,8 +2,19 @@
 
 Adding floating-point numbers is not associative: two splits of a corpus would give two sums. Every term is therefore rounded once, to a
 multiple of 2^-40, and kept as two integers, the whole part and the number of units. Integers add exactly in any order, so the sum of the
-rounded terms is the same to the last bit however they are dealt out. The error is that of the terms alone, at most 2^-41 each; the square
-of a float32 and its parts are exact in float64.
+rounded terms is the same to the last bit however they are dealt out.
+
+The error is that of rounding the terms alone, and absolute: at most 2^-41 (4.5e-13) each, however small a term is. The square of a float32
+is exact in float64 before it is rounded. Relative to a term, that is at most
+
+====================  ============  ========================
+activations of about  in their sum  in that of their squares
+====================  ============  ========================
+1e-2                  4.5e-11       4.5e-9
+1e-4                  4.5e-9        4.5e-5
+====================  ============  ========================
+
+and no more of a sum of such terms, since all are positive. Terms below 2^-41, such as squares of activations below 6.7e-7, become 0.
 """
 
 from __future__ import annotations

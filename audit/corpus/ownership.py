@@ -33,12 +33,15 @@ def refuse_other_statistics(folder: Path, key: StatisticsKey, corpus: CorpusSour
         return False
     try:
         manifest = read_manifest(folder)
+    except UsageError as error:  # something else than statistics
+        raise UsageError(error.title, error.why, _ANOTHER) from error
     except SubjectError as error:
         why = f"Whose they are cannot be read. {error.why}"
         raise UsageError("This folder holds statistics", why, f"{_ANOTHER} Or remove the folder if they are of no use.") from error
     differing = [*_of_key(manifest.key, key), *_of_corpora(manifest.corpora, corpus)]
     if differing:
-        raise UsageError("This folder holds other statistics", f"Those in '{folder}' are of another {'; another '.join(differing)}.", _ANOTHER)
+        why = f"Those in '{folder}' are of another {'; another '.join(differing)}."
+        raise UsageError("This folder holds other statistics", why, _ANOTHER)
     return True
 
 

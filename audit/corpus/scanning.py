@@ -13,6 +13,7 @@ from audit.corpus.documents import Ragged
 from audit.corpus.files import claimed, read_arrays, write_arrays
 from audit.corpus.identity import key_of
 from audit.corpus.layout import FORMAT_VERSION, head_of, pack, unpack
+from audit.corpus.ownership import refuse_other_statistics, remove_unlisted
 from audit.corpus.shards import MAX_SHARD_TOKENS, SHARD_TOKENS, Shard, shards
 from audit.corpus.statistics import Statistics, empty, merge
 from audit.errors import SubjectError, UsageError
@@ -83,6 +84,8 @@ def _duration(seconds: float) -> str:
 def scan(subject: Subject, corpus: Path, folder: Path, *, plan: ScanPlan = ScanPlan(), observer: Observer) -> StatisticsManifest:  # noqa: B008 - frozen
     """Build the statistics of a corpus in a folder; shards that are there, whole and of the same subject and candidates are not made again.
 
+    Statistics of the same subject and corpus that the folder holds are replaced, and shards that only they list are removed.
+
     Args:
         subject: the model and its dictionary; its own corpus is not looked at.
         corpus: a text, as ``stream_corpus`` reads it.
@@ -91,7 +94,7 @@ def scan(subject: Subject, corpus: Path, folder: Path, *, plan: ScanPlan = ScanP
         observer: told after each shard, in bytes of the corpus; may stop between forward passes.
 
     Raises:
-        UsageError: the corpus or the plan is wrong, or another process works in the folder.
+        UsageError: the corpus or the plan is wrong, the folder holds something else, or another process works in it.
         SubjectError: an activation is not a finite number.
         AuditError: a file cannot be written.
         Interrupted: the user stopped it; finished shards are kept.
@@ -99,12 +102,24 @@ def scan(subject: Subject, corpus: Path, folder: Path, *, plan: ScanPlan = ScanP
     if not 1 <= plan.shard_tokens <= MAX_SHARD_TOKENS:
         raise UsageError("Wrong size of a shard", f"{plan.shard_tokens} tokens were asked for.", f"Give 1 to {MAX_SHARD_TOKENS}.")
     job = _Job(subject=subject, key=key_of(subject, plan.candidates), folder=folder, plan=plan)
+    job.replaces(corpus)  # before the folder is touched
     with claimed(folder / SHARDS):
+        replaces = job.replaces(corpus)  # another process may have written there meanwhile
         found, entries = _pass(job, corpus, observer)
         if not found.n_tokens:
             why = f"The documents of '{corpus}' hold no tokens that count."
             raise UsageError("The corpus is empty", why, "Give text with words in it.")
-        return write_artefact(folder, found, job.manifest(corpus, entries))
+        written = write_artefact(folder, found, job.manifest(corpus, entries))
+        if replaces:
+            remove_unlisted(folder, written)
+        return written
+
+
+def _source(corpus: Path) -> CorpusSource:
+    try:
+        return CorpusSource(name=corpus.name, sha256=file_sha256(corpus))
+    except OSError as error:
+        raise UsageError("The corpus cannot be read", f"'{corpus}': {error}", "Name a text file that can be read.") from error
 
 
 def _pass(job: _Job, corpus: Path, observer: Observer) -> tuple[Statistics, tuple[ShardEntry, ...]]:
@@ -160,6 +175,10 @@ class _Job:
         write_arrays(shard_path(self.folder, shard.sha256), pack(made, further))
         return made
 
+    def replaces(self, corpus: Path) -> bool:
+        """Whether the folder holds statistics of the same subject and corpus; what else it may hold is refused."""
+        return corpus.is_file() and refuse_other_statistics(self.folder, self.key, _source(corpus))
+
     def manifest(self, corpus: Path, entries: tuple[ShardEntry, ...]) -> StatisticsManifest:
         """What ``write_artefact`` completes."""
         return StatisticsManifest(
@@ -171,7 +190,7 @@ class _Job:
             key=self.key,
             input_hook=self.subject.dictionary.input_hook,
             output_hook=self.subject.dictionary.output_hook,
-            corpora=(CorpusSource(name=corpus.name, sha256=file_sha256(corpus)),),
+            corpora=(_source(corpus),),
             shards_sha256="",
             n_tokens=0,
             n_documents=0,

@@ -190,10 +190,10 @@ def coactivation(statistics: Statistics, candidates: Sequence[FeatureId], layer:
 
 def _place(key: StatisticsKey, candidate: FeatureId, layer: int) -> int:
     if candidate not in key.candidates or not candidate.layer < layer < len(key.widths):
+        kept = f"Those of {', '.join(map(str, key.candidates))} were kept" if key.candidates else "None were kept"
         raise UsageError(
-            "No co-activations of this pair",
-            f"They were kept of {', '.join(map(str, key.candidates)) or 'no features'}, with features of later layers, "
-            f"not of {candidate} with layer {layer}.",
-            f"Build statistics with --candidates {candidate}, and ask for a layer of {candidate.layer + 1} to {len(key.widths) - 1}.",
+            "Co-activations of this feature were not kept",
+            f"{kept}, with features of later layers; {candidate} with layer {layer} was asked for.",
+            f"Build statistics with --candidates {candidate}, or without --drop-activations.",
         )
     return key.candidates.index(candidate)

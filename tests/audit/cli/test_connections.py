@@ -125,7 +125,7 @@ def test_statistics_without_activations_do_for_their_candidates_alone(
     ulterior: Callable[..., Any], given: tuple[str, ...], small_scenario: Path
 ) -> None:
     ulterior("statistics", "build", *given, "--out", "bare", "--drop-activations", "--candidates", "clt/0/5")
-    for named, title in ((("clt/0/6",), "No co-activations of this pair"), ((small_scenario,), "No activations")):
+    for named, title in ((("clt/0/6",), "Co-activations of this feature were not kept"), ((small_scenario,), "No activations")):
         said = ulterior("connections", *named, *given, "--statistics", "bare")
         assert (said.code, said.out) == (2, "")
         assert title in said.err

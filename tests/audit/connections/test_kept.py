@@ -67,7 +67,7 @@ def test_targets_are_labelled_by_the_tokens_of_their_examples(tiny_subject: Subj
 
 
 def test_a_candidate_whose_co_activations_were_not_kept_is_refused(tiny_subject: Subject, artefact: Artefact) -> None:
-    with pytest.raises(UsageError, match="They were kept of clt/0/3, clt/1/5, clt/2/0"):
+    with pytest.raises(UsageError, match="Those of clt/0/3, clt/1/5, clt/2/0 were kept"):
         connect_kept(tiny_subject, artefact, [FeatureId("clt", 0, 4)], observer=SilentObserver())
     with pytest.raises(UsageError, match="no clt/0/99"):
         connect_kept(tiny_subject, artefact, [FeatureId("clt", 0, 99)], observer=SilentObserver())
