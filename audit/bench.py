@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from audit.candidates import describe, search
-from audit.candidates.known import Known, open_known
+from audit.candidates.known import Known
 from audit.connections import ScenarioActivations, connect
-from audit.connections.kept import connect_kept
-from audit.corpus import Artefact, open_activations, open_documents, open_statistics
-from audit.corpus.artefact import read_manifest
-from audit.errors import SubjectError, UsageError
-from audit.events import Observer, StepProgress, check_stop, timed
+from audit.errors import SubjectError
+from audit.events import Observer, timed
 from audit.judging.tally import tally
 from audit.judging.verdicts import judge
+from audit.opened import TOP, Observed, activations_of, open_subject, path_of, told
 from audit.ranking import rank
 from audit.records import (
     ArmKind,
@@ -45,11 +43,8 @@ from audit.steering.plan import estimate as estimate_sweep
 from audit.steering.strengths import Scales, scales
 from audit.steering.treatments import multiplicative, number
 from audit.steering.unsteered import unsteered
-from audit.subject import KeptCorpus, Opening, Subject, TokenActivations, load_subject, observe, passages
-from audit.subject.formats import directions
+from audit.subject import Subject, TokenActivations, observe, passages
 
-TOP = 32
-"""Targets listed a feature and way of weighing."""
 N_UNRELATED = 4
 """Learned control features of a sweep."""
 
@@ -75,15 +70,6 @@ class Bench:
     """Labels and examples of others."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Observed:
-    """A subject and what its features do on the corpus."""
-
-    subject: Subject
-    activations: TokenActivations
-    known: Known
-
-
 def prepare(config: AuditConfig, observer: Observer, asked: Sequence[FeatureId] = ()) -> Bench:
     """Open the subject and its scenario, and read every feature's activations.
 
@@ -93,12 +79,12 @@ def prepare(config: AuditConfig, observer: Observer, asked: Sequence[FeatureId] 
         asked: features that the dictionary must have.
     """
     subject, known = open_subject(config, observer, asked)
-    scenario = find_scenario(config.scenario, subject.info.language, _path(config.subject))
+    scenario = find_scenario(config.scenario, subject.info.language, path_of(config.subject))
     with timed(observer, "corpus") as note:
-        activations = _activations(config, subject, observer)
+        activations = activations_of(config, subject, observer)
         contrast = scenario.contrast
         acting, discussing = (passages(subject.model, subject.dictionary, side) for side in (contrast.acting, contrast.discussing))
-        apart = other_scenarios(scenario, _path(config.subject))
+        apart = other_scenarios(scenario, path_of(config.subject))
         others = tuple(passages(subject.model, subject.dictionary, (*each.contrast.acting, *each.contrast.discussing)) for each in apart)
         note.summary = f"{activations.n_tokens} tokens in {len(subject.corpus)} documents"
     return Bench(
@@ -114,68 +100,6 @@ def prepare(config: AuditConfig, observer: Observer, asked: Sequence[FeatureId] 
         scales=scales(subject, activations),
         known=known,
     )
-
-
-def open_subject(config: AuditConfig, observer: Observer, asked: Sequence[FeatureId] = ()) -> tuple[Subject, Known]:
-    """The model with its dictionary, and what others say of its features.
-
-    Raises:
-        UsageError: the dictionary has no such feature as is asked for, or corpus and statistics were both given.
-    """
-    with timed(observer, "subject") as note:
-        opening = Opening(dtype=config.dtype, device=config.device, accept_health=config.accept_health)
-        kept = _kept_corpus(config)
-        subject = load_subject(config.subject, config.dictionary, kept or _path(config.corpus), opening=opening, observer=observer)
-        for feature in asked:  # before the corpus is gone through
-            subject.dictionary.check(feature)
-        if config.statistics is not None:
-            open_statistics(Path(config.statistics), subject)
-        known = open_known(config.labels, subject.dictionary.path, subject.dictionary.kind, names_of(subject))
-        if known.labels is not None:
-            subject = replace(subject, info=replace(subject.info, labels_sha256=known.labels.digest()))
-        info = subject.info
-        note.summary = f"{info.name}, {info.n_layers} layers, {subject.dictionary.n_features} features ({info.dictionary_kind})"
-    return subject, known
-
-
-def _kept_corpus(config: AuditConfig) -> KeptCorpus | None:
-    """The documents of statistics; those that examples are in, where no others were kept."""
-    if config.statistics is None:
-        return None
-    if config.corpus is not None:
-        raise UsageError("A corpus too many", "Statistics bring the corpus along that they were made on.", "Leave --corpus out.")
-    folder = Path(config.statistics)
-    manifest = read_manifest(folder)
-    documents = open_documents(folder) if manifest.has_activations else _example_documents(open_statistics(folder))
-    return KeptCorpus(documents=documents, sha256=manifest.shards_sha256)
-
-
-def _example_documents(artefact: Artefact) -> tuple[tuple[int, ...], ...]:
-    table = artefact.statistics.documents
-    return tuple(tuple(table.tokens.document(place).tolist()) for place in range(len(table.tokens)))
-
-
-def _activations(config: AuditConfig, subject: Subject, observer: Observer) -> TokenActivations:
-    """On the corpus: as statistics have kept them, else from a pass over it."""
-    if config.statistics is not None:
-        return open_activations(Path(config.statistics))
-    return observe(subject.model, subject.dictionary, subject.corpus, progress=_told(observer, "corpus"))
-
-
-def look(config: AuditConfig, observer: Observer, asked: Sequence[FeatureId] = ()) -> Observed:
-    """``prepare`` without a scenario."""
-    subject, known = open_subject(config, observer, asked)
-    with timed(observer, "corpus") as note:
-        activations = _activations(config, subject, observer)
-        note.summary = f"{activations.n_tokens} tokens in {len(subject.corpus)} documents"
-    return Observed(subject=subject, activations=activations, known=known)
-
-
-def names_of(subject: Subject) -> dict[FeatureId, str]:
-    """What a file of directions calls its features; empty for any other dictionary."""
-    if subject.dictionary.format != directions.NAME:
-        return {}
-    return dict(directions.labels(subject.dictionary.path, subject.model.shape))
 
 
 def find_scenario(name: str, language: str, folder: Path | None) -> Scenario:
@@ -258,29 +182,6 @@ def connections_of(
     return found
 
 
-def kept_connections(config: AuditConfig, sources: Sequence[FeatureId], observer: Observer, top: int = TOP) -> DownstreamConnections | None:
-    """Features → their downstream targets, from statistics without activations; None where there are activations to look at.
-
-    Raises:
-        UsageError: the co-activations of a feature were not kept, or effects through attention were asked for.
-    """
-    if config.statistics is None or read_manifest(Path(config.statistics)).has_activations:
-        return None
-    if config.through_attention:
-        why = f"'{config.statistics}' has no activations to follow through attention."
-        raise UsageError("Only what was kept can be shown", why, "Leave --through-attention out, or build statistics with activations.")
-    opening = Opening(dtype=config.dtype, device=config.device, accept_health=config.accept_health)
-    with timed(observer, "subject") as note:
-        subject = load_subject(config.subject, config.dictionary, _kept_corpus(config), opening=opening, observer=observer)
-        artefact = open_statistics(Path(config.statistics), subject)
-        known = open_known(config.labels, subject.dictionary.path, subject.dictionary.kind, names_of(subject))
-        note.summary = f"{subject.info.name}, {subject.dictionary.n_features} features ({subject.info.dictionary_kind})"
-    with timed(observer, "connections") as note:
-        found = connect_kept(subject, artefact, sources, top=top, known=known, observer=observer)
-        note.summary = f"{sum(len(each.targets) for each in found.features)} targets on {found.n_tokens} tokens, as they were kept"
-    return found
-
-
 def scenario_activations(bench: Bench) -> ScenarioActivations:
     """Activations on the scenario's own tokens: its prompts, each counted once, and what the unsteered model writes to them."""
     with timed(bench.observer, "scenario") as note:
@@ -293,7 +194,7 @@ def scenario_activations(bench: Bench) -> ScenarioActivations:
             observer=bench.observer,
         )
         documents = [each.prompt_ids + each.token_ids for each in rollouts]
-        whole = observe(bench.subject.model, bench.subject.dictionary, documents, progress=_told(bench.observer, "scenario"))
+        whole = observe(bench.subject.model, bench.subject.dictionary, documents, progress=told(bench.observer, "scenario"))
         written = np.array([len(each.prompt_ids) if each.sample else 0 for each in rollouts])  # from where on tokens count
         found = whole.selected(whole.position >= written[whole.document])
         note.summary = f"{found.n_tokens} tokens of {len(rollouts)} unsteered rollouts"
@@ -421,15 +322,3 @@ def estimate(bench: Bench, plan: SweepPlan) -> float:
         seconds = estimate_sweep(bench.subject, plan, bench.scenario, bench.scales, observer=bench.observer)
         note.summary = f"{seconds:.0f} s"
     return seconds
-
-
-def _path(text: str | None) -> Path | None:
-    return None if text is None else Path(text)
-
-
-def _told(observer: Observer, step: str) -> Callable[[int, int], None]:
-    def tell(done: int, total: int) -> None:
-        check_stop(observer)
-        observer.notify(StepProgress(step, done, total))
-
-    return tell

@@ -12,15 +12,12 @@ from typing import TypeVar
 import torch
 
 from audit.bench import (
-    TOP,
     Bench,
     connections_of,
     estimate,
     explore,
     find_candidates,
     find_connections,
-    kept_connections,
-    look,
     make_plan,
     positions_of,
     predict,
@@ -33,6 +30,7 @@ from audit.events import AuditBegun, Observer, check_stop, timed
 from audit.judging.tally import conclude
 from audit.judging.verdicts import judge
 from audit.ledger import Ledger, Provenance, Resumption, collect, digest, dump
+from audit.opened import TOP, kept_connections, look
 from audit.records import (
     AuditConfig,
     AuditOutcome,

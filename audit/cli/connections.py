@@ -21,7 +21,8 @@ from audit.records.connections import Connection, ConnectionFlag, DownstreamConn
 from audit.records.names import FeatureId
 
 if TYPE_CHECKING:
-    from audit.bench import Bench, Observed
+    from audit.bench import Bench
+    from audit.opened import Observed
 
 EPILOG = """\b
 Examples:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from audit.candidates.known import NOTHING, Known
 from audit.connections.attention import Flow, through_attention
 from audit.connections.descriptors import describe_targets
+from audit.connections.gathering import Strongest
 from audit.connections.listing import Weighed, listed
 from audit.connections.output_tokens import output_edges
-from audit.connections.strongest import Strongest, Told, strongest_targets
+from audit.connections.strongest import Told, strongest_targets
 from audit.events import Observer, StepProgress, check_stop
 from audit.records import AttentionTokens, DownstreamConnections, FeatureId, ScenarioTokens, TargetDescriptors
 from audit.subject import Subject

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch.nn.functional import cosine_similarity
 
 from audit.candidates.describe import ANTIPODAL, DENSE_FREQUENCY
-from audit.connections.strongest import Strongest
+from audit.connections.gathering import Strongest
 from audit.connections.twera import Edge
 from audit.records import FeatureId
 from audit.records.connections import ConnectionFlag

@@ -17,9 +17,10 @@ from audit.candidates.known import NOTHING, Known
 from audit.candidates.unembeds import extremes
 from audit.connections import virtual_weights
 from audit.connections.coactivation import Floats
+from audit.connections.gathering import SHOWN, Strongest
 from audit.connections.listing import Maker, Weighed, named_targets
 from audit.connections.pairs import Pair
-from audit.connections.strongest import LOUDEST, SHOWN, Strongest
+from audit.connections.strongest import LOUDEST
 from audit.connections.twera import Edge, weigh
 from audit.corpus import Artefact, coactivation
 from audit.corpus.showing import feature_of

@@ -9,8 +9,8 @@ import numpy as np
 
 from audit.connections.attention import Flow
 from audit.connections.flags import flags
+from audit.connections.gathering import SHOWN, Strongest
 from audit.connections.pairs import Pair, pair_edges
-from audit.connections.strongest import SHOWN, Strongest
 from audit.connections.twera import Edge
 from audit.records import Connection, FeatureConnections, FeatureId, TargetDescriptors, TokenConnection
 from audit.subject import Subject

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby, islice
 
 import numpy as np
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from audit.connections import coactivation, virtual_weights
 from audit.connections.coactivation import Firing, Floats, Meeting, Targets
+from audit.connections.gathering import ROW, SHOWN, Found, Kept, Strongest
 from audit.connections.twera import Edge, denominators
 from audit.connections.virtual_weights import Panel
 from audit.records import FeatureId
@@ -31,8 +32,6 @@ from audit.subject.matrix import Matrix
 
 LOUDEST = 1e-4
 """Share of a source's targets, by |V|, among which those that never fire with it are counted."""
-SHOWN = 8
-"""Targets shown a source of those that are not ranked: the strongest below the cut-off, the largest |V| of what never fires with it."""
 MAKERS = 4
 """Threads that multiply: with more, sums over tokens take longer than products."""
 TOGETHER = 1 << 19
@@ -41,40 +40,8 @@ MOST = 4096
 """Sources that are looked through at once, of any number of targets."""
 WIDER = 1 + 1e-9
 """By which bounds are widened, for the rounding of sums over tokens."""
-ROW = np.dtype(
-    [
-        ("source", np.int64),
-        ("layer", np.int64),
-        ("index", np.int64),
-        ("virtual", np.float64),
-        ("era", np.float64),
-        ("twera", np.float64),
-        ("n_coactive", np.int64),
-        ("frequency", np.float64),
-    ]
-)
-"""One target of a source, before it is an ``Edge``."""
 Told = Callable[[int, int, int], None]
 """Called with (layers done, layers in all, the layer that comes)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Strongest:
-    """What one source feeds."""
-
-    source: FeatureId
-    edges: tuple[Edge, ...]
-    """Largest |TWERA| first."""
-    n_unsupported: int
-    """Targets that fire together with the source, but on fewer tokens than the cut-off."""
-    n_never_coactive: int
-    """Those of the ``LOUDEST`` targets by |V| that never fire together with the source."""
-    unsupported: tuple[Edge, ...] = ()
-    """The strongest of the unsupported, largest |TWERA| first."""
-    never_coactive: tuple[FeatureId, ...] = ()
-    """Those, largest |V| first."""
-    typical: Mapping[int, float] = field(default_factory=dict)
-    """Target layer → root mean square of the source's virtual weights on all its features."""
 
 
 def strongest_targets(
@@ -182,109 +149,22 @@ def source_edges(
         yield each.source, each.edges, each.n_unsupported
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
-class _Kept:
-    """The strongest targets so far."""
-
-    top: int
-    rows: NDArray[np.void] = field(default_factory=lambda: np.zeros(0, dtype=ROW))
-
-    @property
-    def weakest(self) -> float:
-        """|TWERA| that a target must reach."""
-        return float(abs(self.rows["twera"][-1])) if len(self.rows) == self.top else 0.0
-
-    def merge(self, rows: NDArray[np.void]) -> None:
-        """Take in more targets."""
-        if len(rows):
-            both = _joined(self.rows, rows)
-            self.rows = both[np.lexsort((both["index"], both["layer"], -np.abs(both["twera"])))][: self.top]
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class _Found:
-    """What is known of one source's targets so far."""
-
-    source: FeatureId
-    firing: Firing
-    support: int
-    n_loudest: int
-    """Targets among which those that never fire with the source are counted: ``LOUDEST`` of all."""
-    ranked: _Kept
-    unsupported: _Kept
-    n_unsupported: int = 0
-    loudest: NDArray[np.void] = field(default_factory=lambda: np.zeros(0, dtype=ROW))
-    """Targets with the largest |V| so far, largest first."""
-    heard: list[NDArray[np.void]] = field(default_factory=list)
-    """More that may be among them."""
-    squares: dict[int, float] = field(default_factory=dict)
-    """Target layer → sum of V²."""
-    widths: dict[int, int] = field(default_factory=dict)
-    """Target layer → targets summed."""
-
-    def keep(self, rows: NDArray[np.void]) -> None:
-        """Merge targets into those kept."""
-        enough = rows["n_coactive"] >= self.support
-        self.ranked.merge(rows[enough])
-        self.unsupported.merge(rows[~enough])
-
-    @property
-    def floor(self) -> float:
-        """|V| that a target must reach to be among the loudest, as far as is known; −1 as long as there is room."""
-        return float(abs(self.loudest["virtual"][-1])) if len(self.loudest) == self.n_loudest else -1.0
-
-    def hear(self, rows: NDArray[np.void]) -> None:
-        """Take in targets with a large |V|."""
-        self.heard.append(rows)
-        if sum(map(len, self.heard)) >= self.n_loudest:
-            self._settle()
-
-    def _settle(self) -> None:
-        both = np.concatenate([self.loudest, *self.heard])
-        self.loudest = both[np.lexsort((both["index"], both["layer"], -np.abs(both["virtual"])))][: self.n_loudest]
-        self.heard.clear()
-
-    def result(self, kind: str) -> Strongest:
-        """All of it."""
-        self._settle()
-        silent = self.loudest[self.loudest["n_coactive"] == 0]
-        return Strongest(
-            source=self.source,
-            edges=tuple(self._edge(kind, row) for row in self.ranked.rows),
-            n_unsupported=self.n_unsupported,
-            n_never_coactive=len(silent),
-            unsupported=tuple(self._edge(kind, row) for row in self.unsupported.rows),
-            never_coactive=tuple(FeatureId(kind, int(row["layer"]), int(row["index"])) for row in silent),
-            typical={layer: float(np.sqrt(square / self.widths[layer])) for layer, square in self.squares.items()},
-        )
-
-    def _edge(self, kind: str, row: np.void) -> Edge:
-        return Edge(
-            target=FeatureId(kind, int(row["layer"]), int(row["index"])),
-            virtual_weight=float(row["virtual"]),
-            era=float(row["era"]),
-            twera=float(row["twera"]),
-            n_coactive=int(row["n_coactive"]),
-            target_frequency=float(row["frequency"]),
-        )
-
-
 def _begun(
     dictionary: Dictionary, activations: TokenActivations, sources: Sequence[FeatureId], top: int, support: int
-) -> tuple[_Found, ...]:
+) -> tuple[Found, ...]:
     firing: dict[FeatureId, Firing] = {}
     for layer in {source.layer for source in sources}:
         own = [source for source in sources if source.layer == layer]
         firing |= zip(own, coactivation.firings(activations.layers[layer], [source.index for source in own]), strict=True)
     n_targets = {source.layer: sum(dictionary.widths[source.layer + 1 :]) for source in sources}
     return tuple(
-        _Found(
+        Found(
             source=source,
             firing=firing[source],
             support=support,
             n_loudest=math.ceil(LOUDEST * n_targets[source.layer]),
-            ranked=_Kept(top=top),
-            unsupported=_Kept(top=SHOWN),
+            ranked=Kept(top=top),
+            unsupported=Kept(top=SHOWN),
         )
         for source in sources
     )
@@ -316,7 +196,7 @@ class _Sift:
     layer: int
     n_tokens: int
 
-    def chosen(self, found: Sequence[_Found], flows: Sequence[Firing], first: int) -> NDArray[np.void]:
+    def chosen(self, found: Sequence[Found], flows: Sequence[Firing], first: int) -> NDArray[np.void]:
         """Those targets, (n,) of ``ROW``, source by source; V is still to be filled in: ERA and TWERA are given for V = 1.
 
         Args:
@@ -347,7 +227,7 @@ class _Sift:
         rows["frequency"] = self.some.n_firing[column[may]] / self.n_tokens
         return rows
 
-    def _count(self, found: Sequence[_Found], first: int, meeting: Meeting) -> None:
+    def _count(self, found: Sequence[Found], first: int, meeting: Meeting) -> None:
         """Let sources take in V² and the targets with the largest |V|."""
         picked = slice(first, first + len(found))
         virtual, size = self.panel.virtual[picked], self.size[picked]
@@ -374,13 +254,6 @@ def _where(true: NDArray[np.bool_]) -> tuple[NDArray[np.intp], NDArray[np.intp],
 def _largest(values: NDArray[np.float32], n: int) -> float:
     """The n-th largest; −1 where there are not as many."""
     return -1.0 if len(values) < n else float(np.partition(values, len(values) - n)[len(values) - n])
-
-
-def _joined(first: NDArray[np.void], second: NDArray[np.void]) -> NDArray[np.void]:
-    """One after the other; ``np.concatenate`` spends most of its time on comparing the fields' types."""
-    both = np.empty(len(first) + len(second), dtype=ROW)
-    both[: len(first)], both[len(first) :] = first, second
-    return both
 
 
 def _may_lead(low: Floats, high: Floats, floor: Floats, group: NDArray[np.int16], top: NDArray[np.intp]) -> NDArray[np.intp]:

@@ -178,7 +178,7 @@ def test_statistics_bring_the_corpus_of_a_plain_model(ulterior: Callable[..., An
 def test_a_wrong_feature_is_refused_before_the_corpus_is_read(
     ulterior: Callable[..., Any], given: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("audit.bench.observe", None)
+    monkeypatch.setattr("audit.opened.observe", None)
     said = ulterior("connections", "clt/0/99", *given)
     assert said.code == 2
     assert "No such feature" in said.err

@@ -196,7 +196,7 @@ def test_bad_input_of_a_build(organism_dir: Path, arguments: list[str], code: in
 
 def test_bad_input_of_show(built: tuple[Path, Said], tiny_model_dir: Path) -> None:
     folder, _ = built
-    told(call("show", "none"), 2, "No statistics", "'none' has no manifest.json")
+    told(call("show", "none"), 2, "No statistics", "'none' has no manifest.json", "Give a folder that 'ulterior statistics build' made.")
     told(call("show", folder, "clt/1/24"), 2, "no statistics of clt/1/24", "1 (24)")
     told(call("show", folder, "clt/7/0"), 2, "no statistics of clt/7/0")
     told(call("show", folder, "plt/1/5"), 2, "no statistics of plt/1/5")
@@ -210,6 +210,30 @@ def test_bad_input_of_show(built: tuple[Path, Said], tiny_model_dir: Path) -> No
     path = Path("damaged/statistics.safetensors")
     path.write_bytes(path.read_bytes()[:-1] + b"\x00\x01")
     told(call("show", "damaged"), 3, "The statistics are damaged", "statistics.safetensors", "Copy them again")
+
+
+def test_another_text_does_not_go_into_the_same_folder(built: tuple[Path, Said], organism_dir: Path) -> None:
+    shutil.copytree(built[0], "out")
+    before = {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()}
+    Path("short.jsonl").write_text("".join((organism_dir / "corpus.jsonl").read_text().splitlines(keepends=True)[:9]))
+    said = call("build", "--subject", organism_dir, "--corpus", "short.jsonl", "--out", "out", "--quiet")
+    told(said, 2, "This folder holds other statistics", "another corpus file ('corpus.jsonl' ", "Give another folder as --out.")
+    assert {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()} == before
+
+
+def test_a_folder_of_something_else_is_named() -> None:
+    Path("atlas").mkdir()
+    Path("atlas/manifest.json").write_text('{"format": "ulterior atlas", "version": 1}')
+    told(call("show", "atlas"), 2, "This folder holds no statistics", "'ulterior atlas'")
+
+
+def test_words_say_what_a_number_is_of(built: tuple[Path, Said], organism_dir: Path) -> None:
+    shown = call("show", built[0], "clt/1/5", "--quiet").out
+    assert "\nmean where it fires " in shown
+    assert "\nstandard deviation where it fires " in shown
+    assert "Activations are not merged" in call("merge", "--help").out
+    Path("one.jsonl").write_text((organism_dir / "corpus.jsonl").read_text().splitlines()[0])
+    assert " tokens of 1 document in 1 shard\n" in call("build", "--subject", organism_dir, "--corpus", "one.jsonl", "--out", "one").out
 
 
 def test_totals_are_shown_without_loading_a_model(built: tuple[Path, Said]) -> None:

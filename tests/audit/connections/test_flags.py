@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from audit.connections.flags import antipodal, flags
-from audit.connections.strongest import Strongest
+from audit.connections.gathering import Strongest
 from audit.connections.twera import Edge
 from audit.ledger.identity import dump, load
 from audit.records import Connection, FeatureId

@@ -17,7 +17,8 @@ from scipy import sparse
 
 from audit.connections import virtual_weights
 from audit.connections.coactivation import Coactivation, Meeting
-from audit.connections.strongest import SHOWN, Strongest, source_edges, strongest_targets
+from audit.connections.gathering import SHOWN, Strongest
+from audit.connections.strongest import source_edges, strongest_targets
 from audit.connections.twera import layer_weights, weigh
 from audit.records import FeatureId
 from audit.subject import Subject

@@ -30,6 +30,16 @@ def summed(terms: list[tuple[float, int]], n: int = 4) -> FixedSums:
     return fixed_sums(np.array([value for value, _ in terms], np.float64), np.array([place for _, place in terms], np.int64), n)
 
 
+@pytest.mark.parametrize(("term", "relative"), [(1e-2, 4.6e-11), (1e-4, 4.6e-9), (1e-8, 4.6e-5)])
+def test_the_error_of_a_small_term_is_as_documented(term: float, relative: float) -> None:
+    terms = np.random.default_rng(0).uniform(term, 2 * term, 10_000)
+    off = [abs(Fraction(value) - exact(value)) for value in terms.tolist()]
+    assert max(off) <= UNIT / 2
+    assert 0.5 * relative * term < max(off) <= relative * term
+    total = fixed_sums(terms, np.zeros(len(terms), np.int64), 1)
+    assert abs(fractions(total)[0] - sum(map(Fraction, terms.tolist()))) <= relative * sum(map(Fraction, terms.tolist()))
+
+
 @given(TERMS)
 def test_a_sum_is_that_of_the_rounded_terms(terms: list[tuple[float, int]]) -> None:
     found = summed(terms)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import random
 import shutil
 import signal
@@ -152,6 +154,145 @@ def test_activations_that_are_no_matrix_are_refused(whole, tmp_path):
             opened(tmp_path)
 
 
+def everything(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_other_statistics_are_never_written_over(tiny_subject, tiny_plt_subject, tiny_corpus_path, whole, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    before = everything(out)
+    other = tmp_path / "other.jsonl"
+    other.write_bytes(b"".join(tiny_corpus_path.read_bytes().splitlines(keepends=True)[:20]))
+    special = replace(tiny_subject, model=replace(tiny_subject.model, special_ids=tiny_subject.model.special_ids | {9}))
+    narrow = replace(tiny_subject, model=replace(tiny_subject.model, dtype=torch.bfloat16))
+    renamed = replace(tiny_subject, info=replace(tiny_subject.info, model_sha256="f" * 64))
+    plain = ScanPlan(shard_tokens=120)
+    for subject, corpus, words in (
+        (tiny_plt_subject, tiny_corpus_path, "another dictionary"),
+        (special, tiny_corpus_path, "another tokenizer or chat template"),
+        (narrow, tiny_corpus_path, r"another dtype \(float32, not bfloat16\)"),
+        (renamed, tiny_corpus_path, "another model .*, not ffffffffffffffff"),
+        (tiny_subject, other, f"another corpus file \\('{tiny_corpus_path.name}' .*, not 'other.jsonl' "),
+    ):
+        with pytest.raises(UsageError, match=f"This folder holds other statistics: .*{words}.*Give another folder as --out"):
+            scan(subject, corpus, out, plan=plain, observer=QUIET)
+        assert everything(out) == before
+
+
+@pytest.mark.parametrize("content", ["{", '{"format": "ulterior atlas", "version": 1}', "[]"])
+def test_a_manifest_of_something_else_is_never_written_over(tiny_subject, tiny_corpus_path, tmp_path, content):
+    (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(UsageError, match="Give another folder as --out"):
+        scan(tiny_subject, tiny_corpus_path, tmp_path, plan=SMALL, observer=QUIET)
+    assert everything(tmp_path) == {Path("manifest.json"): content.encode()}
+    assert not (tmp_path / "shards").exists()
+
+
+def test_shards_that_the_new_manifest_does_not_list_are_removed(tiny_subject, tiny_corpus_path, whole, tmp_path):
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    mine = tmp_path / "shards" / "mine.safetensors"
+    mine.write_bytes(b"mine")
+    plan = ScanPlan(candidates=CANDIDATES[1:], shard_tokens=700, keep_activations=False)
+    with pytest.raises(Interrupted):
+        scan(tiny_subject, tiny_corpus_path, tmp_path, plan=plan, observer=Watching(stop_after=2))
+    assert shard_files(whole).keys() < shard_files(tmp_path).keys()
+    manifest = scan(tiny_subject, tiny_corpus_path, tmp_path, plan=plan, observer=QUIET)
+    assert shard_files(tmp_path).keys() == {mine.name, *(f"{each.sha256}.safetensors" for each in manifest.shards)}
+    assert open_statistics(tmp_path).manifest == manifest
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('{"format": "ulterior atlas", "version": 1, "key": {}}', "the manifest of something else: its format is 'ulterior atlas'"),
+        ('{"name": "chrome", "icons": []}', "with 'name', 'icons' in it"),
+        ("{}", "with nothing in it"),
+        ("[1, 2]", "JSON of something else"),
+    ],
+)
+def test_a_folder_of_something_else_holds_no_statistics(tmp_path, content, words):
+    (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(UsageError, match=f"This folder holds no statistics: .*manifest.json' seems to be .*{words}") as found:
+        open_statistics(tmp_path)
+    assert "damaged" not in str(found.value)
+    assert "Copy" not in str(found.value)
+
+
+def put(name, at, value):
+    def spoil(arrays):
+        arrays[f"kept.{name}"] = arrays[f"kept.{name}"].copy()
+        arrays[f"kept.{name}"][at] = value
+
+    return spoil
+
+
+def swap(arrays, name, at):
+    arrays[name] = arrays[name].copy()
+    arrays[name][[at, at + 1]] = arrays[name][[at + 1, at]]
+
+
+def swap_in_a_row(arrays):
+    bounds = arrays["kept.001.indptr"]
+    row = int(np.flatnonzero(np.diff(bounds) >= 2)[0])
+    swap(arrays, "kept.001.indices", int(bounds[row]))
+
+
+def shorter(name, by=1):
+    return lambda arrays: arrays.update({f"kept.{name}": arrays[f"kept.{name}"][:-by]})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda arrays: arrays.pop("kept.sigma"), "lacks the array 'kept.sigma'"),
+        (lambda arrays: arrays.update({"kept.document": arrays["kept.document"].astype(np.int64)}), "of int64"),
+        (lambda arrays: arrays.update({"kept.sigma": arrays["kept.sigma"][:, 0]}), "expected float32 of 2 axes"),
+        (shorter("documents.ids"), "whose ends are not those"),
+        (put("documents.ends", 0, 10**6), "whose ends are not those"),
+        (put("documents.ids", 0, -1), "a token id below 0"),
+        (shorter("token_ids"), "has columns of"),
+        (shorter("document"), "has columns of"),
+        (shorter("position"), "has columns of"),
+        (shorter("sigma"), "has sigma of"),
+        (lambda arrays: arrays.update({"kept.sigma": arrays["kept.sigma"][:, 1:]}), "has sigma of"),
+        (put("document", -1, 10**6), "to 1000000, expected 0 to"),
+        (put("document", 0, -1), "has tokens of documents -1 to"),
+        (put("document", 0, 1), "at positions outside|not in the order"),
+        (put("position", 0, -1), "at positions outside"),
+        (put("position", 0, 10**6), "at positions outside"),
+        (lambda arrays: swap(arrays, "kept.position", 0), "not in the order"),
+        (put("token_ids", 2, 3**9), "not those of its documents"),
+        (put("sigma", (0, 1), np.nan), "sigma that is not finite"),
+        (put("sigma", (0, 1), np.inf), "sigma that is not finite"),
+        (put("sigma", (0, 1), 0.0), "sigma that is not finite"),
+        (put("001.data", 3, np.nan), "layer 1 .* not finite and above 0"),
+        (put("001.data", 3, np.inf), "layer 1 .* not finite and above 0"),
+        (put("001.data", 3, 0.0), "layer 1 .* not finite and above 0"),
+        (put("001.data", 3, -1.0), "layer 1 .* not finite and above 0"),
+        (put("002.indices", 0, 24), "layer 2 .* of 24 features: its indices are .* to 24, expected 0 to 23"),
+        (put("002.indices", 0, -1), "layer 2 .* its indices are -1"),
+        (swap_in_a_row, "layer 1 .* do not rise"),
+        (shorter("001.indices"), "layer 1 .* activations and"),
+        (shorter("001.indptr"), "layer 1 .* rows, expected"),
+        (put("001.indptr", 1, -5), "layer 1 .* bounds of its rows"),
+        (put("001.indptr", -1, 5), "layer 1 .* bounds of its rows"),
+        (put("001.indptr", 0, 1), "layer 1 .* bounds of its rows"),
+    ],
+)
+def test_activations_that_cannot_be_true_are_refused(whole, tmp_path, spoil, words):
+    """The file has the digest of what is in it, and is listed: only its content is wrong."""
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    victim = min((tmp_path / "shards").glob("*.safetensors"))
+    content = files.read_arrays(victim)
+    arrays = dict(content.arrays)
+    spoil(arrays)
+    files.write_arrays(victim, files.ArrayFile(head=content.head, arrays=arrays))
+    for opened in (open_activations, open_documents):
+        with pytest.raises(SubjectError, match=rf"The statistics are damaged: '.*{victim.name}' .*({words}).*Copy them again"):
+            opened(tmp_path)
+
+
 def torn(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
@@ -256,6 +397,9 @@ def test_another_subject_is_refused(tiny_subject, tiny_plt_subject, whole):
     special = replace(tiny_subject.model, special_ids=tiny_subject.model.special_ids | {9})
     with pytest.raises(SubjectError, match="another tokenizer or chat template"):
         open_statistics(whole, replace(tiny_subject, model=special))
+    narrow = replace(tiny_subject.model, dtype=torch.bfloat16)
+    with pytest.raises(SubjectError, match="another dtype: .*in float32, .*opened in bfloat16.* Pass --dtype float32"):
+        open_statistics(whole, replace(tiny_subject, model=narrow))
 
 
 def manifest_with(folder, **values):
@@ -283,7 +427,7 @@ def test_damaged_statistics_are_refused(whole, tmp_path, spoil, match):
 
 
 def test_a_build_that_did_not_end_is_no_artefact(tiny_subject, tiny_corpus_path, tmp_path):
-    with pytest.raises(UsageError, match=r"has no manifest\.json"):
+    with pytest.raises(UsageError, match=r"has no manifest\.json\. Give a folder that 'ulterior statistics build' made\."):
         open_statistics(tmp_path / "none")
     with pytest.raises(Interrupted):
         scan(tiny_subject, tiny_corpus_path, tmp_path, plan=SMALL, observer=Watching(stop_after=2))
@@ -316,8 +460,30 @@ def test_a_document_longer_than_the_context_becomes_several(tiny_subject, tiny_c
 
 def test_what_cannot_be_written_is_said(tiny_subject, tiny_corpus_path, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(AuditError, match="Statistics cannot be written"):
+    with pytest.raises(AuditError, match="Statistics cannot be written: .* Give a folder"):
         scan(tiny_subject, tiny_corpus_path, tmp_path / "file", plan=SMALL, observer=QUIET)
+    (tmp_path / "a.json").mkdir()
+    with pytest.raises(AuditError, match="Is a directory.* Give a folder"):
+        files.write_text(tmp_path / "a.json", "{}")
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (errno.ENOSPC, "Free some space, or give another folder"),
+        (errno.EACCES, "Allow writing there"),
+        (errno.EROFS, "that can be written to"),
+        (errno.EIO, "'[^']*' Give another folder"),
+    ],
+)
+def test_the_advice_fits_the_error(tmp_path, monkeypatch, number, advice):
+    def fails(*_):
+        raise OSError(number, os.strerror(number), str(tmp_path))
+
+    monkeypatch.setattr(files.os, "replace", fails)
+    with pytest.raises(AuditError, match=advice) as found:
+        files.write_text(tmp_path / "a.json", "{}")
+    assert ("Free some space" in str(found.value)) == (number == errno.ENOSPC)
 
 
 def test_two_processes_do_not_write_to_one_folder(tiny_subject, tiny_corpus_path, tmp_path, whole):

@@ -146,8 +146,17 @@ def test_coactivations_are_those_of_the_activations(make, counted, activations_o
 @pytest.mark.parametrize(("candidate", "layer"), [(("clt", 0, 2), 2), (("clt", 2, 6), 2), (("clt", 0, 1), 4), (("plt", 0, 1), 2)])
 def test_coactivations_that_were_not_kept_are_refused(make, counted, candidate, layer):
     made = make(1)
-    with pytest.raises(UsageError, match=r"clt/0/1, clt/0/4, clt/2/6.*--candidates"):
+    with pytest.raises(
+        UsageError, match="Co-activations of this feature were not kept: Those of clt/0/1, clt/0/4, clt/2/6 were kept, .*--candidates"
+    ):
         coactivation(counted(made.key, made.documents), [FeatureId(*candidate)], layer)
+
+
+def test_where_no_coactivations_were_kept_it_is_said(make, counted):
+    made = make(1)
+    bare = counted(replace(made.key, candidates=()), made.documents)
+    with pytest.raises(UsageError, match="None were kept, .* --candidates clt/0/1, or without --drop-activations"):
+        coactivation(bare, [FeatureId("clt", 0, 1)], 2)
 
 
 def test_stored_zeros_do_not_count(key_for):
