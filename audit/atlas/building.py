@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from audit.atlas import cells, layout, manifest, tiles
+from audit.atlas.claiming import claimed
 from audit.atlas.manifest import Manifest, Pair
 from audit.atlas.pair import Into, LayerPair
 from audit.atlas.progress import Pace
@@ -68,7 +69,8 @@ def build(
         observer: told of every pair of layers; may stop between tiles, and all finished pairs are kept.
 
     Raises:
-        UsageError: the folder holds another atlas or a damaged one, or the memory does not hold one tile.
+        UsageError: the folder holds another atlas, a damaged one or something else, another process builds in it, or the memory does
+            not hold one tile.
         SubjectError: the dictionary reads a site without a virtual weight.
         AuditError: the folder cannot be written.
         Interrupted: the observer asked to stop.
@@ -90,7 +92,9 @@ def build(
     )
     tiles.refuse_too_small([work.load(pair) for pair in manifest.all_pairs(key.widths)], memory_bytes)
     try:
-        _run(work)
+        _refuse_taken(work)  # before anything is written into a folder of something else
+        with claimed(folder):
+            _run(work)
     except OSError as error:
         why = f"{error.filename or folder}: {error.strerror or error}."
         raise AuditError("The atlas cannot be written", why, "Make room or give another --out; the same command goes on.") from error
@@ -147,14 +151,19 @@ def _run(work: Work) -> None:
 
 def _begun(work: Work) -> dict[tuple[layout.Side, int], frozenset[int]]:
     """What is merged into each table; an atlas is begun where there is none."""
-    if work.folder.exists() and not work.folder.is_dir():
-        raise UsageError("No folder for the atlas", f"'{work.folder}' is a file.", "Give another --out.")
-    work.folder.mkdir(parents=True, exist_ok=True)
-    if (work.folder / manifest.NAME).exists():
-        manifest.refuse_other(work.folder, manifest.read(work.folder).key, work.key)
-    else:
+    if not _refuse_taken(work):
         _note(work, [])
     return {(side, layer): _merged(work, side, layer) for side in _SIDES for layer, width in enumerate(work.key.widths) if width}
+
+
+def _refuse_taken(work: Work) -> bool:
+    """Whether the folder holds the atlas that is to be built; refuses one that holds something else."""
+    if work.folder.exists() and not work.folder.is_dir():
+        raise UsageError("No folder for the atlas", f"'{work.folder}' is a file.", "Give another --out.")
+    if not (work.folder / manifest.NAME).exists():
+        return False
+    manifest.refuse_other(work.folder, manifest.read(work.folder).key, work.key)
+    return True
 
 
 def _merged(work: Work, side: layout.Side, layer: int) -> frozenset[int]:

@@ -29,6 +29,8 @@ COLUMNS = {
 """Per neighbour: dtype in the file, its ``struct`` letter, bytes. Each is (n_features, 2 · top): first positive, then negative TWERA."""
 COUNTS = {"n_firing": ("I64", "q", 8), "n_unsupported": ("I64", "q", 8)}
 """Per feature: (n_features,)."""
+NONE = -1
+"""Layer of a place that no neighbour fills."""
 NEIGHBOUR_BYTES = sum(n_bytes for _, _, n_bytes in COLUMNS.values())
 LARGEST_HEADER = 1 << 20
 """Bytes; a header of an atlas takes about a thousand."""

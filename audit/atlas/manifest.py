@@ -12,11 +12,14 @@ from typing import Any
 
 from audit.atlas.layout import damaged
 from audit.errors import UsageError
+from audit.plain import plain
 from audit.records.atlas import AtlasKey
 
 NAME = "manifest.json"
 FORMAT = "ulterior atlas"
 VERSION = 1
+LONGEST = 200
+"""Characters of a value that a message repeats."""
 Pair = tuple[int, int]
 """Layers of sources and of targets, the first below the second."""
 
@@ -68,7 +71,7 @@ def read(folder: Path) -> Manifest:
     """The manifest of a folder.
 
     Raises:
-        UsageError: there is no such folder, or it holds no atlas, or a damaged one or one of another version.
+        UsageError: there is no such folder, or it holds something else, or a damaged atlas or one of another version.
     """
     path = folder / NAME
     try:
@@ -79,16 +82,37 @@ def read(folder: Path) -> Manifest:
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise damaged(path, "it is not JSON") from error
+        raise _something_else(folder, "which is not JSON") from error
     if not isinstance(found, dict) or found.get("format") != FORMAT:
-        raise damaged(path, f"its format is not '{FORMAT}'")
+        raise _something_else(folder, _what(found))
     if found.get("version") != VERSION:
         raise UsageError(
             "Another version of the atlas",
-            f"{path} has version {found.get('version')!r}, this program reads version {VERSION}.",
+            f"{path} has version {_short(found.get('version'))}, this program reads version {VERSION}.",
             "Build it again into another folder.",
         )
-    return Manifest(key=_key(found.get("key"), path), active=_numbers(found.get("active"), path), done=_pairs(found.get("done"), path))
+    key = _key(found.get("key"), path)
+    active, done = _numbers(found.get("active"), path), _pairs(found.get("done"), path)
+    if len(active) != len(key.widths):
+        raise damaged(path, f"'active' has {len(active)} layers, expected {len(key.widths)}")
+    if len(set(done)) < len(done) or not set(done) <= set(all_pairs(key.widths)):
+        raise damaged(path, "'done' names a pair of layers twice, or one that the dictionary does not have")
+    return Manifest(key=key, active=active, done=done)
+
+
+def _something_else(folder: Path, what: str) -> UsageError:
+    """That a folder is not an atlas's; nothing in it is to be deleted."""
+    why = f"'{folder}' holds no atlas: it has a {NAME} {what}."
+    return UsageError("No atlas", why, "Give a folder that `ulterior atlas build --out FOLDER` has written, or a new one to build into.")
+
+
+def _what(found: Any) -> str:
+    """What another manifest is of."""
+    if not isinstance(found, dict):
+        return "that is no JSON object"
+    if "statistics_sha256" in found:
+        return "of corpus statistics, which `ulterior statistics build` has written"
+    return f"of the format {_short(found['format'])}" if "format" in found else "that names no format"
 
 
 def refuse_other(folder: Path, there: AtlasKey, wanted: AtlasKey) -> None:
@@ -109,8 +133,9 @@ def refuse_other(folder: Path, there: AtlasKey, wanted: AtlasKey) -> None:
 
 
 def _short(value: object) -> str:
-    text = str(value)
-    return f"{text[:12]}…" if len(text) == 64 and " " not in text else text
+    """A value as a message has it; it may come from anywhere."""
+    text = plain(str(value))
+    return f"{text[:12]}…" if len(text) == 64 and " " not in text else f"{text[:LONGEST]}…" if len(text) > LONGEST else text
 
 
 def _key(found: Any, path: Path) -> AtlasKey:
@@ -120,7 +145,7 @@ def _key(found: Any, path: Path) -> AtlasKey:
     given = dict(found, widths=_numbers(found["widths"], path))
     for name, kind in names.items():
         if (kind == "int" and (type(given[name]) is not int or given[name] < 0)) or (kind == "str" and not isinstance(given[name], str)):
-            raise damaged(path, f"'{name}' of its key is {given[name]!r}")
+            raise damaged(path, f"'{name}' of its key is {_short(given[name])}")
     return AtlasKey(**given)
 
 

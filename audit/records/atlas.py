@@ -48,6 +48,10 @@ class AtlasTotals:
     n_pairs: int
     """Pairs of an earlier and a later layer."""
     n_pairs_done: int
+    n_layers: int
+    """Layers that have features."""
+    n_layers_labelled: int
+    """Of these, layers whose features have labels in the atlas."""
     n_bytes: int
     """Of all files."""
 
@@ -79,8 +83,8 @@ class AtlasNeighbours:
     positive_sources: tuple[AtlasNeighbour, ...]
     """Features of earlier layers that feed it."""
     negative_sources: tuple[AtlasNeighbour, ...]
-    n_firing: int
-    """Tokens on which it fires."""
+    n_firing: int | None
+    """Tokens on which it fires; None where the atlas is unfinished and has no table of its layer."""
     n_unsupported: int
     """Features of later layers that fire together with it, but on fewer tokens than the cut-off."""
     n_tokens: int
@@ -90,3 +94,7 @@ class AtlasNeighbours:
     """Later layers that were looked at: all that have features, once the atlas is finished."""
     source_layers: tuple[int, ...]
     """Earlier layers that were looked at."""
+    n_pairs: int
+    """Pairs of an earlier and a later layer of the dictionary."""
+    n_pairs_done: int
+    """Fewer where the atlas is unfinished: its lists may then lack the strongest."""
