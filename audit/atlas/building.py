@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from audit.atlas import cells, layout, manifest, tiles
-from audit.atlas.claiming import claimed
+from audit.atlas.claiming import claimed, unwritable
 from audit.atlas.manifest import Manifest, Pair
 from audit.atlas.pair import Into, LayerPair
 from audit.atlas.progress import Pace
@@ -31,7 +31,7 @@ from audit.atlas.sums import Sums
 from audit.atlas.table import Table
 from audit.atlas.work import Work
 from audit.connections import virtual_weights
-from audit.errors import AuditError, UsageError
+from audit.errors import UsageError
 from audit.events import Observer, check_stop
 from audit.records.atlas import AtlasKey, AtlasTotals
 from audit.subject import Subject
@@ -96,8 +96,7 @@ def build(
         with claimed(folder):
             _run(work)
     except OSError as error:
-        why = f"{error.filename or folder}: {error.strerror or error}."
-        raise AuditError("The atlas cannot be written", why, "Make room or give another --out; the same command goes on.") from error
+        raise unwritable(folder, error) from error
     return Atlas.open(folder).totals()
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from audit.errors import UsageError
+from audit.errors import AuditError, UsageError
 
 try:
     import fcntl
@@ -39,3 +39,9 @@ def claimed(folder: Path) -> Iterator[None]:
             except OSError:  # a file system without locks
                 pass
         yield
+
+
+def unwritable(folder: Path, error: OSError) -> AuditError:
+    """That a file of an atlas cannot be written."""
+    why = f"{error.filename or folder}: {error.strerror or error}."
+    return AuditError("The atlas cannot be written", why, "Make room or give another --out; the same command goes on.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,13 +15,14 @@ from audit.cli import output
 from audit.cli.options import opening_options, output_options
 from audit.cli.progress import watching
 from audit.errors import ExitCode
-from audit.events import Observer, StepProgress, check_stop, timed
+from audit.events import timed
 from audit.plain import plain
 from audit.records.atlas import AtlasNeighbours, AtlasTotals
+from audit.records.audits import AuditConfig
 from audit.records.names import FeatureId
 
 if TYPE_CHECKING:
-    from audit.subject import Opening, Subject, TokenActivations
+    pass
 
 EPILOG = """\b
 Examples:
@@ -59,9 +61,10 @@ def atlas() -> None:
 @click.option("--out", metavar="FOLDER", type=click.Path(path_type=Path), required=True, help="Where it goes; finished if begun.")
 @click.option("--subject", metavar="PATH|HUB-ID", help="Folder or hub id of the model. [default: the bundled one]")
 @click.option("--dictionary", metavar="PATH|HUB-ID", help="Its dictionary: folder, file, hub id, or a bundled one's name.")
-@click.option("--corpus", metavar="FILE", type=click.Path(path_type=Path), help='Text to observe: one {"text": ...} a line.')
+@click.option("--corpus", metavar="FILE", type=click.Path(path_type=Path), help='Text: one {"text": ...} a line, or plain text.')
 @opening_options
 @click.option("--statistics", metavar="FOLDER", type=click.Path(path_type=Path), help="Take activations from here, not from the corpus.")
+@click.option("--labels", metavar="FILE", help="Label store of `ulterior labels import`, for layers that have no labels yet.")
 @click.option("--top", metavar="N", type=click.IntRange(1, 1024), default=32, show_default=True, help="Neighbours kept a side and sign.")
 @click.option("--support", metavar="N", type=click.IntRange(min=1), default=20, show_default=True, help="Tokens both must fire on.")
 @click.option("--memory", type=Memory(), default="4GB", show_default=True, help="Beside the activations and the mapped weights.")
@@ -72,25 +75,27 @@ def build(out: Path, top: int, support: int, memory: int, wants_json: bool, quie
         from audit.atlas.building import build as build_atlas
         from audit.atlas.naming import name_features
         from audit.atlas.progress import STEP
-        from audit.subject import Opening
+        from audit.opened import look
 
-        opening = Opening(dtype=options["dtype"], device=options["device"], accept_health=options["accept_health"])
-        subject, activations, corpus = _observed(options, opening, observer)
+        given = {name: None if value is None else str(value) for name, value in options.items() if name != "accept_health"}
+        config = AuditConfig(scenario="", accept_health=options["accept_health"], **given)  # type: ignore[arg-type]
+        seen = look(config, observer)
         with timed(observer, STEP) as note:
-            totals = build_atlas(
-                subject,
-                activations,
+            built = build_atlas(
+                seen.subject,
+                seen.activations,
                 out,
                 top=top,
                 support=support,
                 memory_bytes=memory,
-                device=subject.model.device,
-                corpus_sha256=corpus,
+                device=seen.subject.model.device,
                 observer=observer,
             )
-            note.summary = f"{totals.n_features:,} features, {totals.n_pairs} pairs of layers"
-        name_features(subject, activations, out, observer=observer)
-    _say_totals(totals, wants_json)
+            note.summary = f"{built.n_features:,} features, {built.n_pairs} pairs of layers"
+        with timed(observer, "labels") as note:
+            n_named = name_features(seen.subject, seen.activations, out, known=seen.known, observer=observer)
+            note.summary = f"of {n_named} layers; {built.n_layers - n_named} had theirs, which stay"
+    _say_totals(Atlas.open(out).totals(), wants_json)
     return ExitCode.DONE
 
 
@@ -109,6 +114,7 @@ def show(folder: Path, feature: str | None, top: int, wants_json: bool, quiet: b
     if wants_json:
         output.as_json(output.as_plain(found))
     else:
+        _say_unfinished(found)
         _say_neighbours(found, top)
     return ExitCode.DONE
 
@@ -130,6 +136,7 @@ def show_neighbours(folder: Path, features: Sequence[FeatureId], *, top: int, wa
     if wants_json:
         output.as_json({"features": [output.as_plain(each) for each in found]})
         return ExitCode.DONE
+    _say_unfinished(*found[:1])
     for number, each in enumerate(found):
         if number:
             output.say()
@@ -137,66 +144,38 @@ def show_neighbours(folder: Path, features: Sequence[FeatureId], *, top: int, wa
     return ExitCode.DONE
 
 
-def _observed(options: dict[str, Any], opening: Opening, observer: Observer) -> tuple[Subject, TokenActivations, str | None]:
-    """Subject and activations, and what names their corpus where it is not the subject's own."""
-    from audit.subject import load_subject, observe
-
-    def told(done: int, total: int) -> None:
-        check_stop(observer)
-        observer.notify(StepProgress("corpus", done, total))
-
-    named = (options["subject"], options["dictionary"], options["corpus"])
-    if options["statistics"] is not None:
-        return _from_statistics(options["statistics"], named, opening, observer)
-    with timed(observer, "subject") as note:
-        subject = load_subject(*named, opening=opening, observer=observer)
-        note.summary = subject.info.name
-    with timed(observer, "corpus") as note:
-        activations = observe(subject.model, subject.dictionary, subject.corpus, progress=told)
-        note.summary = f"{activations.n_tokens} tokens in {len(subject.corpus)} documents"
-    return subject, activations, None
-
-
-def _from_statistics(
-    folder: Path, named: tuple[str | None, str | None, Path | None], opening: Opening, observer: Observer
-) -> tuple[Subject, TokenActivations, str]:
-    from audit.corpus import open_activations, open_statistics
-    from audit.corpus.opening import open_subject
-
-    open_statistics(folder)  # before the model is opened
-    with timed(observer, "subject") as note:
-        subject, _ = open_subject(*named, opening=opening, observer=observer)
-        note.summary = subject.info.name
-    with timed(observer, "corpus") as note:
-        manifest = open_statistics(folder, subject).manifest
-        activations = open_activations(folder)
-        note.summary = f"{activations.n_tokens} tokens in {manifest.n_documents} documents, as they were kept"
-    return subject, activations, manifest.shards_sha256
-
-
 def _say_totals(totals: AtlasTotals, wants_json: bool) -> None:
     if wants_json:
         output.as_json(output.as_plain(totals))
         return
+    _say_unfinished(totals)
     key = totals.key
+    labelled = f"of {totals.n_layers_labelled} of {totals.n_layers} layers"
     rows = [
         ("features", f"{totals.n_features:,}, of which {sum(totals.active):,} fire on {key.support} tokens or more"),
         ("corpus", f"{key.n_tokens:,} tokens, {key.corpus_sha256[:16]}"),
         ("pairs of layers", f"{totals.n_pairs_done} of {totals.n_pairs} done"),
         ("kept", f"{key.top} a feature, side and sign, of pairs that fire together on {key.support} tokens or more"),
+        ("labels", labelled if totals.n_layers_labelled == totals.n_layers else f"{labelled}; the same build adds them"),
         ("model", key.model_sha256[:16]),
         ("dictionary", f"{key.kind}, {key.dictionary_sha256[:16]}"),
         ("on disk", f"{totals.n_bytes / 1e6:,.1f} MB"),
     ]
     output.table((totals.folder, ""), rows, width=WIDTH)
-    if totals.n_pairs_done < totals.n_pairs:
-        output.say("Not finished: the same `ulterior atlas build` goes on.")
+
+
+def _say_unfinished(*some: AtlasTotals | AtlasNeighbours) -> None:
+    """Say first what an answer may lack."""
+    for found in some:
+        if found.n_pairs_done < found.n_pairs:
+            done = f"{found.n_pairs_done} of {found.n_pairs} pairs of layers"
+            output.say(f"Not finished: {done}; the same `ulterior atlas build` goes on.")
 
 
 def _say_neighbours(found: AtlasNeighbours, top: int) -> None:
-    fires = f"fires on {found.n_firing:,} of {found.n_tokens:,} tokens"
-    output.say(f"{found.feature}  {plain(found.label)}"[:WIDTH])
-    output.say(f"{fires}, {found.n_unsupported:,} later features below {found.support_cutoff} tokens")
+    output.say(plain(f"{found.feature}  {found.label}")[:WIDTH].rstrip())
+    if found.n_firing is not None:
+        output.say(textwrap.fill(_firing(found, found.n_firing), WIDTH))
     lists = (
         ("strongest targets", found.positive_targets),
         ("most negative targets", found.negative_targets),
@@ -211,9 +190,20 @@ def _say_neighbours(found: AtlasNeighbours, top: int) -> None:
             ]
             heading = f"{title}, {len(rows)} of {len(neighbours)}"
             output.table(("feature", "TWERA", "ERA", "V", "support", "fires on"), rows, title=heading, width=WIDTH, cut="fires on")
-    if not any(neighbours for _, neighbours in lists):
+    if found.n_pairs_done == found.n_pairs and not any(neighbours for _, neighbours in lists):
         output.say("No other feature fires together with it on enough tokens.")
-    output.say(f"Targets of layers {_spans(found.target_layers)}; sources of layers {_spans(found.source_layers)}.")
+    looked = (("targets", found.target_layers), ("sources", found.source_layers))
+    parts = "; ".join(f"{name} of layers {_spans(layers)}" for name, layers in looked if layers)
+    if parts:
+        output.say(f"{parts.capitalize()}.")
+
+
+def _firing(found: AtlasNeighbours, n_firing: int) -> str:
+    fires = f"fires on {n_firing:,} of {found.n_tokens:,} tokens"
+    if not found.target_layers:
+        return fires
+    few = f"{found.n_unsupported:,} fire together with it on fewer than {found.support_cutoff} tokens"
+    return f"{fires}; of the later features {few}"
 
 
 def _spans(layers: Sequence[int]) -> str:
@@ -221,4 +211,4 @@ def _spans(layers: Sequence[int]) -> str:
     starts = [layer for layer in layers if layer - 1 not in layers]
     stops = [layer for layer in layers if layer + 1 not in layers]
     runs = [str(start) if start == stop else f"{start} to {stop}" for start, stop in zip(starts, stops, strict=True)]
-    return ", ".join(runs) or "none"
+    return ", ".join(runs)

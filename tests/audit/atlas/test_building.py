@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from audit.atlas import Atlas, build, building, cells, tiles
+from audit.atlas.claiming import claimed
 from audit.atlas.manifest import all_pairs
+from audit.atlas.naming import name_features
 from audit.errors import AuditError, Interrupted, SubjectError, UsageError
 from audit.events import Event, SilentObserver, StepProgress
 from audit.records import FeatureId
@@ -258,6 +260,18 @@ def test_what_cannot_be_used_is_refused(make: Any, tmp_path: Path) -> None:
     with pytest.raises(SubjectError, match="No virtual weights"):
         build(made.subject, made.activations, tmp_path / "none", observer=SILENT)
     assert not (tmp_path / "none").exists()
+
+
+def test_two_builds_do_not_write_to_one_folder(make: Any, tmp_path: Path) -> None:
+    made = make("clt", "resid_mid", seed=5)
+    with claimed(tmp_path):
+        with pytest.raises(UsageError, match="The folder is in use: Another process builds the atlas in") as refused:
+            build(made.subject, made.activations, tmp_path, support=2, observer=SILENT)
+        assert str(tmp_path) in refused.value.why
+        with pytest.raises(UsageError, match="in use"):
+            name_features(made.subject, made.activations, tmp_path, observer=SILENT)
+        assert files(tmp_path) == {".lock": b""}
+    assert build(made.subject, made.activations, tmp_path, support=2, observer=SILENT).n_pairs_done == 3
 
 
 def test_stored_zeros_do_not_fire(make: Any, tmp_path: Path) -> None:

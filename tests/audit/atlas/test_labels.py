@@ -63,7 +63,7 @@ def test_a_number_that_makes_no_sense_is_refused(tmp_path: Path) -> None:
 def test_features_are_named_by_what_they_fire_on_and_only_once(tiny_subject: Subject, tmp_path: Path) -> None:
     activations = observe(tiny_subject.model, tiny_subject.dictionary, tiny_subject.corpus)
     write_labels(tmp_path, 1, ["kept"] * 24)
-    name_features(tiny_subject, activations, tmp_path, observer=SilentObserver())
+    assert name_features(tiny_subject, activations, tmp_path, observer=SilentObserver()) == 2
     assert read_label(tmp_path, 1, 5) == "kept"
     for layer in (0, 2):
         for index in range(24):
@@ -78,4 +78,4 @@ def test_naming_can_be_stopped(tiny_subject: Subject, tmp_path: Path) -> None:
     activations = observe(tiny_subject.model, tiny_subject.dictionary, tiny_subject.corpus[:2])
     with pytest.raises(Interrupted):
         name_features(tiny_subject, activations, tmp_path, observer=Stops())
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.glob("labels-*")) == []

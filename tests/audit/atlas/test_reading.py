@@ -32,6 +32,7 @@ def folder(make: Any, tmp_path: Path) -> Path:
 
 def test_tables_are_safetensors_with_one_row_a_feature(folder: Path) -> None:
     assert {path.name for path in folder.iterdir()} == {
+        ".lock",
         "manifest.json",
         *(f"{side}-{layer}.safetensors" for side in ("source", "target") for layer in range(3)),
     }
@@ -154,6 +155,9 @@ def test_a_changed_manifest_is_refused(folder: Path) -> None:
         {**whole, "active": None},
         {**whole, "done": [[1]]},
         {**whole, "done": [["a", 2]]},
+        {**whole, "done": [[0, 1], [0, 1], [0, 2]]},
+        {**whole, "done": [[0, 1], [0, 2], [2, 1]]},
+        {**whole, "active": [1, 2]},
         [],
     ):
         path.write_text(json.dumps(changed))
@@ -161,5 +165,96 @@ def test_a_changed_manifest_is_refused(folder: Path) -> None:
             Atlas.open(folder)
     for text in (b"", b"{", b"\xff\xfe", b"[" * 100_000):
         path.write_bytes(text)
-        with pytest.raises(UsageError, match="damaged"):
+        with pytest.raises(UsageError, match="holds no atlas: it has a manifest.json which is not JSON") as refused:
             Atlas.open(folder)
+        assert "elete" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("other", "what"),
+    [
+        ({"format_version": 1, "statistics_sha256": "0" * 64}, "of corpus statistics"),
+        ({"format": "a\x1b[2Jb" + "c" * 1000}, "of the format a\u241b[2Jbccc"),
+        ({}, "that names no format"),
+        ([], "that is no JSON object"),
+    ],
+)
+def test_a_folder_of_something_else_is_left_as_it_is(make: Any, tmp_path: Path, other: object, what: str) -> None:
+    made = make("clt", "mlp_in", seed=8, n_layers=2, widths=(3,))
+    (tmp_path / "manifest.json").write_text(json.dumps(other))
+    for call in (Atlas.open, lambda folder: build(made.subject, made.activations, folder, observer=SilentObserver())):
+        with pytest.raises(UsageError, match="No atlas") as refused:
+            call(tmp_path)
+        assert what in refused.value.why
+        assert "elete" not in refused.value.instead
+        assert len(refused.value.why) < 500
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
+
+
+def test_what_comes_from_the_manifest_moves_no_cursor(folder: Path) -> None:
+    path = folder / "manifest.json"
+    whole = json.loads(path.read_bytes())
+    path.write_text(json.dumps({**whole, "key": {**whole["key"], "kind": "\x1b[2J"}}))
+    with pytest.raises(UsageError, match="No such feature") as refused:
+        Atlas.open(folder).neighbours(FEATURE)
+    assert "\x1b" not in str(refused.value)
+
+
+def test_an_unfinished_atlas_says_so_and_has_no_rows_of_a_missing_table(folder: Path) -> None:
+    path = folder / "manifest.json"
+    whole = json.loads(path.read_bytes())
+    path.write_text(json.dumps({**whole, "done": []}))
+    before = Atlas.open(folder).neighbours(FEATURE)
+    assert (before.n_pairs_done, before.n_pairs) == (0, 3)
+    (folder / "source-1.safetensors").unlink()
+    found = Atlas.open(folder).neighbours(FEATURE)
+    assert (found.positive_targets, found.negative_targets, found.target_layers) == ((), (), ())
+    assert (found.positive_sources, found.n_firing) == (before.positive_sources, before.n_firing)
+    (folder / "target-1.safetensors").unlink()
+    found = Atlas.open(folder).neighbours(FEATURE)
+    assert (found.positive_sources, found.source_layers, found.n_firing) == ((), (), None)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "why"),
+    [
+        ("layer", 0, "a neighbour of layer 0"),
+        ("layer", 1, "a neighbour of layer 1"),
+        ("layer", 3, "a neighbour of layer 3"),
+        ("layer", -2, "a neighbour of layer -2"),
+        ("index", 5, "the neighbour 5 of layer 2, which has 5"),
+        ("index", -1, "the neighbour -1 of layer 2"),
+        ("twera", np.nan, "make no sense"),
+        ("era", np.inf, "make no sense"),
+        ("virtual_weight", -np.inf, "make no sense"),
+        ("n_coactive", -1, "make no sense"),
+        ("n_firing", -1, "fires on -1 of 40 tokens"),
+        ("n_firing", 41, "fires on 41 of 40 tokens"),
+        ("n_unsupported", -1, "by its numbers"),
+    ],
+)
+def test_a_value_that_cannot_be_is_refused(folder: Path, column: str, value: float, why: str) -> None:
+    path = folder / "source-1.safetensors"
+    raw = bytearray(path.read_bytes())
+    length = int.from_bytes(raw[:8], "little")
+    assert Atlas.open(folder).neighbours(FEATURE).positive_targets
+    start = 8 + length + json.loads(raw[8 : 8 + length])[column]["data_offsets"][0]
+    changed = load_file(path)[column].copy()
+    changed[(2, 0) if changed.ndim == 2 else 2] = value
+    raw[start : start + changed.nbytes] = changed.tobytes()
+    path.write_bytes(raw)
+    with pytest.raises(UsageError, match="damaged") as refused:
+        Atlas.open(folder).neighbours(FEATURE)
+    assert why in refused.value.why
+
+
+def test_a_finished_atlas_has_all_layers_in_every_table(folder: Path) -> None:
+    for name, old, new in (("source-1", b"[2]", b"[] "), ("source-1", b"[2]", b"[0]"), ("target-2", b"[0, 1]", b"[0]   ")):
+        path = folder / f"{name}.safetensors"
+        whole = path.read_bytes()
+        place = whole.index(b'"merged":"') + len(b'"merged":"')
+        assert whole[place : place + len(old)] == old
+        path.write_bytes(whole[:place] + new + whole[place + len(old) :])
+        with pytest.raises(UsageError, match="are merged into it, expected"):
+            Atlas.open(folder).neighbours(FeatureId("clt", int(name[-1]), 0))
+        path.write_bytes(whole)

@@ -72,7 +72,43 @@ def test_the_table_fits_and_is_as_long_as_asked(ulterior: Call, folder: Path) ->
     assert "strongest targets, 2 of " in shown
     assert "strongest sources, 2 of " in shown
     assert shown.endswith("Targets of layers 2; sources of layers 0.\n")
-    assert ulterior("atlas", "show", folder, "clt/0/3").out.endswith("Targets of layers 1 to 2; sources of layers none.\n")
+    assert ulterior("atlas", "show", folder, "clt/0/3").out.endswith("Targets of layers 1 to 2.\n")
+    last = ulterior("atlas", "show", folder, "clt/2/3").out
+    assert last.endswith("Sources of layers 0 to 1.\n")
+    assert "of the later features" not in last
+
+
+def test_an_unfinished_atlas_says_so_first(ulterior: Call, folder: Path) -> None:
+    shutil.copytree(folder, "copy")
+    path = Path("copy/manifest.json")
+    path.write_text(json.dumps({**json.loads(path.read_bytes()), "done": [[0, 1]]}))
+    for table in Path("copy").glob("*.safetensors"):
+        table.unlink()
+    Path("copy/labels-1.bin").unlink()
+    first = "Not finished: 1 of 3 pairs of layers; the same `ulterior atlas build` goes on.\n"
+    totals = ulterior("atlas", "show", "copy")
+    assert totals.out.startswith(first)
+    assert "of 2 of 3 layers; the same build adds them" in totals.out
+    said = ulterior("atlas", "show", "copy", "clt/1/3")
+    assert said.code == 0
+    assert said.out == f"{first}clt/1/3\n"
+    found = json.loads(ulterior("atlas", "show", "copy", "clt/1/3", "--json").out)
+    assert (found["n_pairs_done"], found["n_pairs"], found["n_firing"]) == (1, 3, None)
+    assert ulterior("connections", "clt/1/3", "clt/1/4", "--atlas", "copy").out.count(first) == 1
+
+
+def test_labels_of_a_store_take_the_place_of_computed_ones(ulterior: Call, organism_dir: Path) -> None:
+    Path("labels.csv").write_text("feature,label,source\nclt/1/3,threats to someone,ours\n")
+    assert ulterior("labels", "import", "labels.csv", "--store", "labels.db", "--quiet").code == 0
+    given = ("atlas", "build", "--out", "made", "--subject", organism_dir, "--support", 5, "--labels")
+    assert ulterior(*given, "nowhere.db").code != 0
+    assert not Path("made").exists()
+    said = ulterior(*given, "labels.db")
+    assert said.code == 0, said.err
+    assert "of 3 layers; 0 had theirs, which stay" in said.err
+    found, other = (json.loads(ulterior("atlas", "show", "made", name, "--json").out)["label"] for name in ("clt/1/3", "clt/1/4"))
+    assert found == "threats to someone"
+    assert other not in ("", found)
 
 
 def test_features_are_shown_for_connections(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
