@@ -229,10 +229,10 @@ def _other_readings(model: LanguageModel, dictionary: Dictionary, layer: int) ->
         rule = "With b_dec subtracted before encoding" if weights.centre is None else "Without b_dec subtracted before encoding"
         yield rule, _with_layer(dictionary, layer, replace(weights, centre=centred))
     if weights.W_enc.shape[0] == weights.W_enc.shape[1]:
-        turned = replace(weights.W_enc, tensor=weights.W_enc.tensor.T, _finite=set())
+        turned = replace(weights.W_enc, tensor=weights.W_enc.tensor.T)
         yield "With W_enc transposed", _with_layer(dictionary, layer, replace(weights, W_enc=turned))
         if weights.W_dec.shape[1] == 1:
-            turned_dec = replace(weights.W_dec, tensor=weights.W_dec.tensor.transpose(0, 2), _finite=set())
+            turned_dec = replace(weights.W_dec, tensor=weights.W_dec.tensor.transpose(0, 2))
             yield "With W_dec transposed", _with_layer(dictionary, layer, replace(weights, W_dec=turned_dec))
             both = replace(weights, W_enc=turned, W_dec=turned_dec)
             yield "With W_enc and W_dec transposed", _with_layer(dictionary, layer, both)
