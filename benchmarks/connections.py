@@ -367,6 +367,8 @@ def draw(found: Measured, path: Path) -> None:
     axes[1].plot(x, [each["wall_s"] for each in sizes.values()], "o-", color="#c46216")
     axes[1].plot(x, [each["bound_s"] for each in sizes.values()], ":", color="#444444")
     axes[1].set(xscale="log", yscale="log", xlabel=f"features ({found['features_candidates']} candidates)")
+    axes[1].set_xticks(x, [f"{each:,}" for each in x])
+    axes[1].minorticks_off()
     axes[0].legend(frameon=False, fontsize="small")
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
