@@ -25,7 +25,8 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from connections import FULL, L0, SUPPORT, TOP, encoders, machine, opened, resident, write, zipf
+from connections import TOP, machine, resident
+from made_dictionary import FULL, L0, SUPPORT, encoders, opened, write, zipf
 from open_dictionary import make_clt
 
 from audit.atlas import Atlas, building, cells, manifest, pair, sifting

@@ -2,43 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-from audit.errors import AuditError, UsageError
-
-try:
-    import fcntl
-except ImportError:  # not a Unix
-    fcntl = None  # type: ignore[assignment]
-
-LOCK = ".lock"
-"""Name of the file that a process holds; it stays, empty, when it is given free."""
+from audit import locking
+from audit.errors import AuditError
 
 
-@contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """Keep other processes out of an atlas for as long as the block runs; a process that dies gives it free.
-
-    Args:
-        folder: of the atlas; made if it is not there.
-
-    Raises:
-        UsageError: another process has it.
-        OSError: it cannot be written.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("wb") as lock:
-        if fcntl is not None:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                why = f"Another process builds the atlas in '{folder}'."
-                raise UsageError("The folder is in use", why, "Wait until it has ended, or give another --out.") from error
-            except OSError:  # a file system without locks
-                pass
-        yield
+def claimed(folder: Path) -> AbstractContextManager[None]:
+    """``audit.locking.claimed`` of an atlas's folder."""
+    return locking.claimed(folder, "builds the atlas in")
 
 
 def unwritable(folder: Path, error: OSError) -> AuditError:

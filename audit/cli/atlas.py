@@ -77,8 +77,17 @@ def build(out: Path, top: int, support: int, memory: int, wants_json: bool, quie
         from audit.atlas.progress import STEP
         from audit.opened import look
 
-        given = {name: None if value is None else str(value) for name, value in options.items() if name != "accept_health"}
-        config = AuditConfig(scenario="", accept_health=options["accept_health"], **given)  # type: ignore[arg-type]
+        config = AuditConfig(
+            scenario="",
+            subject=options["subject"],
+            dictionary=options["dictionary"],
+            corpus=_text(options["corpus"]),
+            statistics=_text(options["statistics"]),
+            labels=_text(options["labels"]),
+            dtype=options["dtype"],
+            device=options["device"],
+            accept_health=options["accept_health"],
+        )
         seen = look(config, observer)
         with timed(observer, STEP) as note:
             built = build_atlas(
@@ -142,6 +151,10 @@ def show_neighbours(folder: Path, features: Sequence[FeatureId], *, top: int, wa
             output.say()
         _say_neighbours(each, top)
     return ExitCode.DONE
+
+
+def _text(path: Path | str | None) -> str | None:
+    return None if path is None else str(path)
 
 
 def _say_totals(totals: AtlasTotals, wants_json: bool) -> None:

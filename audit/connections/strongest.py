@@ -22,7 +22,7 @@ from torch import Tensor
 from audit.connections import coactivation, virtual_weights
 from audit.connections.coactivation import Firing, Floats, Meeting, Targets
 from audit.connections.gathering import ROW, SHOWN, Found, Kept, Strongest
-from audit.connections.twera import Edge, denominators
+from audit.connections.twera import denominators
 from audit.connections.virtual_weights import Panel
 from audit.records import FeatureId
 from audit.subject import Subject
@@ -139,14 +139,6 @@ def _made(parts: Iterator[_Multiplied], device: torch.device | None) -> Generato
                 yield part, panel
     finally:
         torch.set_num_threads(threads)
-
-
-def source_edges(
-    subject: Subject, activations: TokenActivations, sources: Sequence[FeatureId], *, top: int, support: int
-) -> Iterator[tuple[FeatureId, tuple[Edge, ...], int]]:
-    """``strongest_targets`` as (source, its edges, how many targets co-fired on fewer tokens than ``support``)."""
-    for each in strongest_targets(subject, activations, sources, top=top, support=support):
-        yield each.source, each.edges, each.n_unsupported
 
 
 def _begun(

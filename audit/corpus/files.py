@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from audit.errors import AuditError, SubjectError, UsageError
-
-try:
-    import fcntl
-except ImportError:  # not a Unix
-    fcntl = None  # type: ignore[assignment]
+from audit import locking
+from audit.errors import AuditError, SubjectError
 
 Array = NDArray[np.generic]
-_LOCK = ".lock"
 _ADVICE = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "Free some space, or give another folder."),
     **dict.fromkeys((errno.ENOTDIR, errno.EEXIST, errno.EISDIR), "Give a folder, and one whose path goes through folders alone."),
@@ -101,26 +96,17 @@ def read_some(path: Path, names: Sequence[str]) -> tuple[Array, ...]:
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Keep other processes out of a folder for as long as the block runs; a process that dies gives it free.
+    """``audit.locking.claimed`` of a folder of shards.
 
     Raises:
         UsageError: another process has it.
         AuditError: it cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / _LOCK).open("wb")
-    except OSError as error:
-        raise _unwritable(folder, error) from error
-    with lock:
-        if fcntl is not None:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                why = f"Another process writes to '{folder}'."
-                raise UsageError("The folder is in use", why, "Wait until it has ended, or give another folder.") from error
-            except OSError:  # a file system without locks
-                pass
+    with ExitStack() as held:
+        try:
+            held.enter_context(locking.claimed(folder, "writes to"))
+        except OSError as error:
+            raise _unwritable(folder, error) from error
         yield
 
 

@@ -18,7 +18,7 @@ from scipy import sparse
 from audit.connections import virtual_weights
 from audit.connections.coactivation import Coactivation, Meeting
 from audit.connections.gathering import SHOWN, Strongest
-from audit.connections.strongest import source_edges, strongest_targets
+from audit.connections.strongest import strongest_targets
 from audit.connections.twera import layer_weights, weigh
 from audit.records import FeatureId
 from audit.subject import Subject
@@ -129,7 +129,8 @@ subjects = st.builds(
 def test_edges_equal_a_double_loop_over_tokens(made: Made, support: int, data: st.DataObject) -> None:
     dictionary = made.subject.dictionary
     sources = data.draw(st.permutations(list(dictionary.features())))  # of several layers, in any order
-    found = list(source_edges(made.subject, made.activations, sources, top=1000, support=support))
+    weighed = strongest_targets(made.subject, made.activations, sources, top=1000, support=support)
+    found = [(each.source, each.edges, each.n_unsupported) for each in weighed]
     assert [source for source, _, _ in found] == sources
     for source, edges, n_unsupported in found:
         by_target = {edge.target: edge for edge in edges}
@@ -153,7 +154,7 @@ def test_exact_pruning_bound(made: Made, data: st.DataObject) -> None:
     """|TWERA_ij| ≤ max(a_i / sigma)·|V_ij|, because TWERA is V times a weighted mean of a_i / sigma."""
     dictionary = made.subject.dictionary
     source = data.draw(st.sampled_from(list(dictionary.features())))
-    [(_, edges, _)] = source_edges(made.subject, made.activations, [source], top=1000, support=1)
+    edges = strongest_targets(made.subject, made.activations, [source], top=1000, support=1)[0].edges
     for edge in edges:
         largest = max(flow(made, source, edge.target.layer, t) for t in range(len(made.dense[0])))
         assert abs(edge.twera) <= largest * abs(edge.virtual_weight) * (1 + 1e-9)
@@ -162,8 +163,8 @@ def test_exact_pruning_bound(made: Made, data: st.DataObject) -> None:
 def test_top_keeps_the_largest_of_all_layers() -> None:
     made = make("clt", "mlp_in", seed=5, n_layers=4, widths=(6,), n_tokens=60)
     source = FeatureId("clt", 0, 0)
-    [(_, everything, _)] = source_edges(made.subject, made.activations, [source], top=1000, support=3)
-    [(_, kept, _)] = source_edges(made.subject, made.activations, [source], top=4, support=3)
+    everything = strongest_targets(made.subject, made.activations, [source], top=1000, support=3)[0].edges
+    kept = strongest_targets(made.subject, made.activations, [source], top=4, support=3)[0].edges
     sizes = [abs(edge.twera) for edge in everything]
     assert sizes == sorted(sizes, reverse=True)
     assert len({edge.target.layer for edge in everything}) == 3
@@ -278,9 +279,8 @@ def test_the_typical_weight_is_over_all_targets_of_the_layer() -> None:
 
 def test_the_last_layer_feeds_nothing() -> None:
     made = make("plt", "resid_mid", seed=0)
-    assert list(source_edges(made.subject, made.activations, [FeatureId("plt", 2, 1)], top=5, support=1)) == [
-        (FeatureId("plt", 2, 1), (), 0)
-    ]
+    [found] = strongest_targets(made.subject, made.activations, [FeatureId("plt", 2, 1)], top=5, support=1)
+    assert (found.source, found.edges, found.n_unsupported) == (FeatureId("plt", 2, 1), (), 0)
 
 
 def test_a_target_that_never_fires_weighs_nothing() -> None:

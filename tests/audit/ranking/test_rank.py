@@ -12,7 +12,7 @@ import pytest
 import torch
 from scipy import sparse
 
-from audit.connections.strongest import source_edges
+from audit.connections.strongest import strongest_targets
 from audit.errors import Interrupted
 from audit.events import Event, SilentObserver, StepProgress
 from audit.ranking import rank
@@ -85,7 +85,7 @@ def connections(subject: Subject, corpus: TokenActivations, sources: list[Featur
     """Real edges, without descriptions."""
     found = []
     for source in sources:
-        [(_, edges, n_unsupported)] = source_edges(subject, corpus, [source], top=32, support=20)
+        [weighed] = strongest_targets(subject, corpus, [source], top=32, support=20)
         targets = tuple(
             Connection(
                 target=edge.target,
@@ -97,9 +97,10 @@ def connections(subject: Subject, corpus: TokenActivations, sources: list[Featur
                 target_label="",
                 target_unembeds=(),
             )
-            for edge in edges
+            for edge in weighed.edges
         )
-        found.append(FeatureConnections(source=source, targets=targets, n_targets=WIDTH, n_unsupported=n_unsupported, support_cutoff=20))
+        n = weighed.n_unsupported
+        found.append(FeatureConnections(source=source, targets=targets, n_targets=WIDTH, n_unsupported=n, support_cutoff=20))
     return DownstreamConnections(features=tuple(found), corpus_sha256="0" * 64, n_tokens=N_TOKENS)
 
 
