@@ -386,8 +386,7 @@ def _explained(reference: Reference, error: Exception, library: ModuleType) -> S
         why = f"There is no local path and no repository '{reference.repo_id}' on the hub, or it is private."
         return SubjectError("Not found", why, f"Check the name on {page}; for a private one, log in: hf auth login")
     if isinstance(error, errors.RevisionNotFoundError):
-        why = f"'{reference.repo_id}' has no revision '{reference.revision}'."
-        return SubjectError("Not found", why, f"See the branches and tags on {page}.")
+        return SubjectError("Not found", f"'{reference.repo_id}' has no revision '{reference.revision}'.", f"See what {page} has.")
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
         why = f"'{reference}' does not fit where '{library.constants.HF_HUB_CACHE}' is."
         return SubjectError("The disk is full", why, "Make room, or set HF_HOME to a larger disk.")
