@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,35 +13,29 @@ import numpy as np
 from audit.candidates import describe, search
 from audit.candidates.known import Known
 from audit.connections import ScenarioActivations, connect
-from audit.errors import SubjectError
+from audit.errors import SubjectError, UsageError
 from audit.events import Observer, timed
-from audit.judging.tally import tally
-from audit.judging.verdicts import judge
 from audit.opened import TOP, Observed, activations_of, open_subject, path_of, told
 from audit.ranking import rank
 from audit.records import (
-    ArmKind,
     AuditConfig,
     Candidate,
     CandidateSet,
-    Cell,
-    CellResult,
     DownstreamConnections,
     FeatureId,
-    Positions,
-    PromptKind,
     Ranking,
     ScenarioTokens,
     StrengthUnit,
+    SweepCost,
     SweepPlan,
 )
 from audit.scenario import Scenario, list_scenarios, load_scenario, read_scenario
-from audit.steering import preflight, sweep
 from audit.steering.controls import choose_unrelated
+from audit.steering.cost import estimate as estimate_sweep
+from audit.steering.doses import scales_of
+from audit.steering.named import Place, check_named, further_cells, named_features, place_of
 from audit.steering.plan import DEFAULT_STRENGTHS, plan_sweep
-from audit.steering.plan import estimate as estimate_sweep
 from audit.steering.strengths import Scales, scales
-from audit.steering.treatments import multiplicative, number
 from audit.steering.unsteered import unsteered
 from audit.subject import Subject, TokenActivations, observe, passages
 
@@ -76,10 +70,16 @@ def prepare(config: AuditConfig, observer: Observer, asked: Sequence[FeatureId] 
     Args:
         config: what to audit.
         observer: told of everything.
-        asked: features that the dictionary must have.
+        asked: features that the dictionary must have, beside those that the configuration names.
+
+    Raises:
+        UsageError: the dictionary lacks a feature, a treatment is refused, or strengths are missing.
+        SubjectError, ScenarioError: the model, the dictionary or the scenario cannot be used.
     """
-    subject, known = open_subject(config, observer, asked)
+    subject, known = open_subject(config, observer, (*asked, *named_features(config)))
+    check_named(config, subject.dictionary)
     scenario = find_scenario(config.scenario, subject.info.language, path_of(config.subject))
+    chosen_strengths(config, scenario)
     with timed(observer, "corpus") as note:
         activations = activations_of(config, subject, observer)
         contrast = scenario.contrast
@@ -125,8 +125,12 @@ def other_scenarios(scenario: Scenario, folder: Path | None) -> list[Scenario]:
 
 
 def find_candidates(bench: Bench) -> CandidateSet:
-    """Concept → candidates."""
+    """Concept → candidates; where the caller named features, those."""
+    named = named_features(bench.config)
     with timed(bench.observer, "candidates") as note:
+        if named:
+            note.summary = f"{len(named)} named, not searched for"
+            return _chosen(bench, named)
         found = search(
             bench.subject,
             bench.activations,
@@ -228,6 +232,7 @@ def make_plan(bench: Bench, candidates: CandidateSet, ranking: Ranking) -> Sweep
     """Prediction → every cell of the sweep."""
     # In the ranking's order, because the sweep pairs controls with candidates by place.
     features = dict.fromkeys([*(each.feature for each in ranking.features), *(each.feature for each in candidates.candidates)])
+    place = sweep_place(bench)
     with timed(bench.observer, "plan") as note:
         unrelated = choose_unrelated(
             bench.subject,
@@ -243,15 +248,27 @@ def make_plan(bench: Bench, candidates: CandidateSet, ranking: Ranking) -> Sweep
             bench.scenario,
             strengths=strengths_of(bench),
             unit=unit_of(bench),
-            positions=positions_of(bench),
+            positions=place.positions,
+            spans=place.spans,
+            attention=place.attention,
             samples=bench.config.samples,
             seed=bench.config.seed,
             unrelated=unrelated,
             scales=bench.scales,
             observer=bench.observer,
         )
+        # Calibrated as the plan's own cells are, so that the same dose written twice is the same one.
+        known = scales_of(bench.scales, plan)
+        further = further_cells(bench.subject, bench.config, list(features), place, known, observer=bench.observer)
+        plan = replace(plan, cells=(*plan.cells, *further))
         note.summary = f"{len(plan.cells)} cells, {plan.n_rollouts} rollouts"
     return plan
+
+
+def plan_of(bench: Bench) -> SweepPlan:
+    """Everything before the first rollout: concept → candidates → prediction → every cell."""
+    candidates = find_candidates(bench)
+    return make_plan(bench, candidates, predict(bench, find_connections(bench, candidates)))
 
 
 def unit_of(bench: Bench) -> StrengthUnit:
@@ -259,50 +276,28 @@ def unit_of(bench: Bench) -> StrengthUnit:
     return StrengthUnit(bench.config.unit or bench.scenario.sweep.unit)
 
 
-def positions_of(bench: Bench) -> Positions:
-    """The caller's positions, else the scenario's."""
-    return Positions(bench.config.positions or bench.scenario.sweep.positions)
+def sweep_place(bench: Bench) -> Place:
+    """The caller's positions and attention; the scenario's positions where there are none."""
+    return place_of(bench.config, bench.scenario.sweep.positions)
 
 
 def strengths_of(bench: Bench) -> tuple[float, ...]:
-    """The caller's strengths; else the scenario's, if they are in the unit that is used; else the unit's own."""
-    if bench.config.strengths:
-        return bench.config.strengths
-    return bench.scenario.sweep.strengths if unit_of(bench) == bench.scenario.sweep.unit else DEFAULT_STRENGTHS[unit_of(bench)]
+    """As ``chosen_strengths``."""
+    return chosen_strengths(bench.config, bench.scenario)
 
 
-def explore(bench: Bench, chosen: Sequence[FeatureId], factors: Sequence[float] = ()) -> tuple[CellResult, ...]:
-    """Steer the chosen candidates (all, when none is chosen) beside the controls, and count; nothing is recorded.
-
-    Args:
-        bench: what is steered.
-        chosen: features of the dictionary.
-        factors: by which their activations are multiplied too, beside the additive doses.
+def chosen_strengths(config: AuditConfig, scenario: Scenario) -> tuple[float, ...]:
+    """The caller's strengths; else the scenario's, if they are in the unit that is used; else the unit's own.
 
     Raises:
-        UsageError: the dictionary has no such feature.
-        PreflightError: a treatment does nothing, such as multiplying a feature that is silent on the prompt.
+        UsageError: nobody gives any, and the unit has none of its own.
     """
-    candidates = _chosen(bench, chosen) if chosen else find_candidates(bench)
-    plan = make_plan(bench, candidates, predict(bench, find_connections(bench, candidates)))
-    plan = replace(plan, cells=(*plan.cells, *_multiplied(bench, candidates, factors)))
-    preflight.check(bench.subject, plan, bench.scenario, bench.scales, observer=bench.observer)
-    with timed(bench.observer, "steering") as note:
-        chunks = sweep.run(bench.subject, plan, bench.scenario, bench.scales, done=frozenset(), observer=bench.observer)
-        rollouts = tuple(rollout for _, chunk in chunks for rollout in chunk)
-        note.summary = f"{len(rollouts)} rollouts"
-    with timed(bench.observer, "judging"):
-        return tally(plan, judge(bench.subject, bench.scenario, plan, rollouts, observer=bench.observer))
-
-
-def _multiplied(bench: Bench, candidates: CandidateSet, factors: Sequence[float]) -> Iterator[Cell]:
-    """Cells that multiply the candidates' own activations."""
-    for candidate in candidates.candidates:
-        for factor in factors:
-            name = str(candidate.feature)
-            treatment = multiplicative(bench.subject.dictionary, name, factor, positions=positions_of(bench))
-            label = f"{name} factor {number(factor)}"
-            yield Cell(arm=ArmKind.CANDIDATE, prompt=PromptKind.SCENARIO, treatment=treatment, label=label)
+    unit = StrengthUnit(config.unit or scenario.sweep.unit)
+    found = config.strengths or (scenario.sweep.strengths if unit == scenario.sweep.unit else DEFAULT_STRENGTHS.get(unit, ()))
+    if not found:
+        why = f"'{unit}' has no strengths of its own, and none were given."
+        raise UsageError("No strengths", why, "Give them, for example --strengths 0.5,1.")
+    return found
 
 
 def _chosen(bench: Bench, chosen: Sequence[FeatureId]) -> CandidateSet:
@@ -316,9 +311,9 @@ def _chosen(bench: Bench, chosen: Sequence[FeatureId]) -> CandidateSet:
     return CandidateSet(concept=bench.config.concept or bench.scenario.concept, candidates=found, n_searched=len(found))
 
 
-def estimate(bench: Bench, plan: SweepPlan) -> float:
-    """Seconds that the sweep will take here, from a timed probe whose text is dropped."""
+def estimate(bench: Bench, plan: SweepPlan) -> SweepCost:
+    """What the sweep will take here, from a timed probe whose text is dropped."""
     with timed(bench.observer, "estimate") as note:
-        seconds = estimate_sweep(bench.subject, plan, bench.scenario, bench.scales, observer=bench.observer)
-        note.summary = f"{seconds:.0f} s"
-    return seconds
+        found = estimate_sweep(bench.subject, plan, bench.scenario, bench.scales, observer=bench.observer)
+        note.summary = f"{found.seconds:.0f} s"
+    return found

@@ -15,14 +15,14 @@ from audit.bench import (
     Bench,
     connections_of,
     estimate,
-    explore,
     find_candidates,
     find_connections,
     make_plan,
-    positions_of,
+    plan_of,
     predict,
     prepare,
     strengths_of,
+    sweep_place,
     unit_of,
 )
 from audit.errors import Interrupted
@@ -32,12 +32,15 @@ from audit.judging.verdicts import judge
 from audit.ledger import Ledger, Provenance, Resumption, collect, digest, dump
 from audit.opened import TOP, kept_connections, look
 from audit.records import (
+    Attention,
     AuditConfig,
     AuditOutcome,
     AuditResult,
     CandidateSet,
     DownstreamConnections,
+    FeatureId,
     Positions,
+    Preflight,
     Ranking,
     Rollout,
     StrengthUnit,
@@ -45,18 +48,20 @@ from audit.records import (
     Verdict,
 )
 from audit.steering import preflight, sweep
+from audit.steering.named import named_features, named_treatments
+from audit.steering.treatments import render
 
 __all__ = [
     "TOP",
     "Bench",
     "connections_of",
     "estimate",
-    "explore",
     "find_candidates",
     "find_connections",
     "kept_connections",
     "look",
     "make_plan",
+    "plan_of",
     "predict",
     "prepare",
     "run_audit",
@@ -92,6 +97,15 @@ class AuditKey:
     strengths: tuple[float, ...]
     unit: StrengthUnit
     positions: Positions
+    spans: tuple[tuple[int, int], ...]
+    attention: Attention
+    features: tuple[FeatureId, ...]
+    """Named ones; none where concept search finds them."""
+    factors: tuple[float, ...]
+    clamps: tuple[float, ...]
+    ablate: bool
+    treatments: tuple[str, ...]
+    """In their string form."""
     scenario_rollouts: int
     attention_tokens: int
     """0 where attention was not followed."""
@@ -149,7 +163,7 @@ def _begin(bench: Bench, ledger: Ledger, *, fresh: bool) -> tuple[str, bool]:
 
 
 def _fingerprint(bench: Bench, provenance: Provenance) -> str:
-    info, config, packages = bench.subject.info, bench.config, dict(provenance.packages)
+    info, config, packages, place = bench.subject.info, bench.config, dict(provenance.packages), sweep_place(bench)
     key = AuditKey(
         ulterior=provenance.ulterior,
         revision=provenance.revision,
@@ -170,7 +184,14 @@ def _fingerprint(bench: Bench, provenance: Provenance) -> str:
         samples=config.samples,
         strengths=strengths_of(bench),
         unit=unit_of(bench),
-        positions=positions_of(bench),
+        positions=place.positions,
+        spans=place.spans,
+        attention=place.attention,
+        features=named_features(config),
+        factors=config.factors,
+        clamps=config.clamps,
+        ablate=config.ablate,
+        treatments=tuple(render(each) for each in named_treatments(config, info.dictionary_sha256)),
         scenario_rollouts=config.scenario_rollouts,
         attention_tokens=config.attention_tokens if config.through_attention else 0,
     )
@@ -190,8 +211,13 @@ def _check_steering(bench: Bench, ledger: Ledger, audit: str, plan: SweepPlan) -
     """Checked by every process that steers, recorded once."""
     with timed(bench.observer, "preflight") as note:
         found = preflight.check(bench.subject, plan, bench.scenario, bench.scales, observer=bench.observer)
-        note.summary = "a zero dose changes nothing, every other dose does"
+        note.summary = "a zero dose changes nothing, every other dose does" + _rows_by(found)
     _once(ledger, audit, type(found), lambda: found)
+
+
+def _rows_by(found: Preflight) -> str:
+    """Which engine decodes, where it is not the fast one."""
+    return "" if found.engine == "layerwise" or not found.engine_reason else f"; rows decoded by {found.engine}: {found.engine_reason}"
 
 
 def _sweep(bench: Bench, ledger: Ledger, audit: str, plan: SweepPlan) -> tuple[Rollout, ...]:

@@ -18,11 +18,15 @@ MISSING = "n/a"
 UNIT_WORDS = {
     StrengthUnit.RESIDUAL: "of the mean residual norm",
     StrengthUnit.MAX_ACTIVATION: "× the largest corpus activation",
+    StrengthUnit.ABSOLUTE: "in units of activation",
+    StrengthUnit.KL: "nats of divergence on neutral text",
     StrengthUnit.FACTOR: "× its own activation",
 }
 UNIT_SHORT = {
     StrengthUnit.RESIDUAL: "× residual norm",
     StrengthUnit.MAX_ACTIVATION: "× largest activation",
+    StrengthUnit.ABSOLUTE: "activation",
+    StrengthUnit.KL: "nats on neutral text",
     StrengthUnit.FACTOR: "× own activation",
 }
 """For the axis of a figure."""

@@ -11,12 +11,14 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from audit.records import AuditConfig, Positions
+from audit.records import AuditConfig, Positions, StrengthUnit
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 DEFAULT_LEDGER = Path("ulterior.db")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+UNITS = tuple(unit.value for unit in StrengthUnit if unit is not StrengthUnit.FACTOR)
+_PLAIN_PLACES = tuple(place.value for place in Positions if place is not Positions.SPANS)
 _DEFAULTS = {field.name: field.default for field in fields(AuditConfig)}
 
 
@@ -24,8 +26,8 @@ class Strengths(click.ParamType[tuple[float, ...]]):
     """Comma-separated numbers, such as ``0.5,1``."""
 
     name = "NUMBERS"
-    neutral = 0.0
-    """The number that changes nothing."""
+    neutral: float | None = 0.0
+    """The number that changes nothing, if there is one."""
     refusal = "every strength is a finite number other than 0, given once; the zero arm is always there"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
@@ -46,6 +48,27 @@ class Factors(Strengths):
 
     neutral = 1.0
     refusal = "every factor is a finite number other than 1, given once; a factor of 1 changes nothing"
+
+
+class Clamps(Strengths):
+    """Comma-separated values to hold an activation at, such as ``0,2``."""
+
+    neutral = None
+    refusal = "every clamp is a finite number, given once"
+
+
+class Places(click.ParamType[str]):
+    """Where treatments write: ``prompt``, ``generated``, ``all``, or spans of positions."""
+
+    name = "PLACES"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Read it, and refuse what names no positions."""
+        if value not in _PLAIN_PLACES:
+            from audit.steering.named import read_positions  # torch is loaded here, for spans alone
+
+            read_positions(value)
+        return str(value)
 
 
 def subject_options(command: Command) -> Command:
@@ -121,8 +144,22 @@ def sweep_options(command: Command) -> Command:
             help="Rollouts a variant.",
         ),
         click.option("--strengths", type=Strengths(), default=(), help="Doses, such as 0.5,1. [default: the scenario's own]"),
-        click.option("--unit", type=click.Choice(["residual", "max_activation"]), help="Of the doses. [default: the scenario's own]"),
-        click.option("--positions", type=click.Choice(list(Positions)), help="Where doses are written. [default: the scenario's own]"),
+        click.option("--unit", type=click.Choice(UNITS), help="Of the doses. [default: the scenario's own]"),
+        click.option(
+            "--positions",
+            type=Places(),
+            help="Where doses are written: prompt, generated, all, or spans:12..40,-8..-1 (-1 is the prompt's last token). "
+            "[default: the scenario's own]",
+        ),
+    )
+
+
+def plan_options(command: Command) -> Command:
+    """Whether it is done at all, and whether afresh."""
+    return _all(
+        command,
+        click.option("--plan", "only_plan", is_flag=True, help="Print cells, tokens, memory and estimated time; record nothing."),
+        click.option("--fresh", is_flag=True, help="Start anew, although an unfinished audit of this configuration is there."),
     )
 
 

@@ -8,12 +8,13 @@ import click
 
 from audit.cli import output, summary
 from audit.cli.diagnostics import GATE_CODES
-from audit.cli.options import config_of, connection_options, ledger_option, output_options, subject_options, sweep_options
+from audit.cli.options import config_of, connection_options, ledger_option, output_options, plan_options, subject_options, sweep_options
+from audit.cli.planning import print_plan
 from audit.cli.progress import watching
 from audit.cli.reporting import out_option, refuse_unwritable, write_report
 from audit.errors import ExitCode
 from audit.ledger import Ledger
-from audit.records import AuditConfig, AuditResult
+from audit.records import AuditResult
 
 EPILOG = """\b
 Examples:
@@ -31,8 +32,7 @@ A run that was stopped, by Ctrl-C or otherwise, goes on where it was when the sa
 @sweep_options
 @ledger_option
 @out_option
-@click.option("--plan", "only_plan", is_flag=True, help="Print cells, rollouts and estimated seconds; record nothing.")
-@click.option("--fresh", is_flag=True, help="Start anew, although an unfinished audit of this configuration is there.")
+@plan_options
 @output_options
 @click.pass_context
 def run(ctx: click.Context, /, **options: Any) -> ExitCode:
@@ -42,7 +42,7 @@ def run(ctx: click.Context, /, **options: Any) -> ExitCode:
     """
     config = config_of(ctx)
     if options["only_plan"]:
-        return _plan(config, options)
+        return print_plan(config, quiet=options["quiet"], wants_json=options["wants_json"])
     refuse_unwritable(options["out"])
     with Ledger(options["ledger_file"]) as ledger:
         with watching(quiet=options["quiet"]) as observer:
@@ -55,21 +55,3 @@ def run(ctx: click.Context, /, **options: Any) -> ExitCode:
         else:
             summary.show(ledger, outcome.audit, paths)
         return GATE_CODES[ledger.get(outcome.audit, AuditResult).gate]
-
-
-def _plan(config: AuditConfig, options: dict[str, Any]) -> ExitCode:
-    with watching(quiet=options["quiet"]) as observer:
-        from audit import pipeline
-
-        bench = pipeline.prepare(config, observer)
-        candidates = pipeline.find_candidates(bench)
-        ranking = pipeline.predict(bench, pipeline.find_connections(bench, candidates))
-        plan = pipeline.make_plan(bench, candidates, ranking)
-        seconds = pipeline.estimate(bench, plan)
-    if options["wants_json"]:
-        output.as_json({"plan": output.as_plain(plan), "n_rollouts": plan.n_rollouts, "seconds": round(seconds, 1)})
-    else:
-        rows = [(cell.label, cell.arm, cell.prompt, len(plan.variants) * plan.samples_per_variant) for cell in plan.cells]
-        output.table(("cell", "arm", "prompt", "rollouts"), rows)
-        output.say(f"\n{len(plan.cells)} cells, {plan.n_rollouts} rollouts, about {seconds:.0f} s of sampling here. Nothing was recorded.")
-    return ExitCode.DONE

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 from audit.cli import output
+from audit.cli.options import DEFAULT_LEDGER
+from audit.cli.planning import DOSES, dose_columns, head
 from audit.ledger import Ledger
 from audit.plain import plain
-from audit.records import ArmKind, AuditResult, CandidateSet, CellResult, FeatureFinding, Interval, Ranking, SweepPlan
+from audit.records import (
+    ArmKind,
+    AuditOutcome,
+    AuditResult,
+    CandidateSet,
+    Cell,
+    CellResult,
+    FeatureFinding,
+    Interval,
+    Preflight,
+    Ranking,
+    SweepPlan,
+)
 from reports import ReportFiles
 
 KINDS = {
@@ -58,6 +73,47 @@ def show(ledger: Ledger, audit: str, paths: ReportFiles) -> None:
     output.say(f"\ngate    {result.gate.value}: {plain(result.gate_reason)}\nreport  {paths.html}")
 
 
+def show_sweep(ledger: Ledger, outcome: AuditOutcome, *, wants_json: bool) -> None:
+    """Print every cell of a finished sweep, and where it is recorded."""
+    audit = outcome.audit
+    cells = list(zip(ledger.get(audit, SweepPlan).cells, outcome.result.cells, strict=True))
+    if wants_json:
+        output.as_json(
+            {
+                "audit": audit,
+                "scenario": ledger.header(audit).scenario,
+                "resumed": outcome.resumed,
+                "cells": [{**head(cell), **_counts(found)} for cell, found in cells],
+                "preflight": output.as_plain(ledger.get(audit, Preflight)),
+            }
+        )
+        return
+    columns = ("cell", *DOSES, "acted", "rate", "95 % interval", "effect", "unscorable", "coherent")
+    output.table(columns, [_cell_row(cell, found) for cell, found in cells])
+    where = "" if ledger.path == DEFAULT_LEDGER else f" --ledger {shlex.quote(str(ledger.path))}"
+    output.say(f"\naudit   {audit}\nreport  ulterior report {audit}{where}")
+
+
+def _cell_row(cell: Cell, found: CellResult) -> tuple[object, ...]:
+    counted, lost = f"{found.n_acted} of {found.n_scorable}", found.n - found.n_scorable
+    rate = (_share(found.rate), _range(found.interval), _points(found.effect))
+    return cell.label, *dose_columns(cell.doses), counted, *rate, lost, _share(found.coherent_share)
+
+
+def _counts(found: CellResult) -> dict[str, Any]:
+    return {
+        "n": found.n,
+        "n_scorable": found.n_scorable,
+        "n_acted": found.n_acted,
+        "outcomes": dict(found.outcomes),
+        "rate": found.rate,
+        "interval": _bounds(found.interval),
+        "effect": found.effect,
+        "effect_interval": _bounds(found.effect_interval),
+        "coherent": found.coherent_share,
+    }
+
+
 def _scores(ledger: Ledger, audit: str) -> dict[str, float | None]:
     return {str(ranked.feature): ranked.acting_score for ranked in ledger.get(audit, Ranking).features}
 
@@ -84,14 +140,7 @@ def _control(arm: ArmKind, cell: CellResult) -> dict[str, Any]:
     return {
         "cell": cell.cell,
         "arm": arm.value,
-        "n": cell.n,
-        "n_scorable": cell.n_scorable,
-        "n_acted": cell.n_acted,
-        "rate": cell.rate,
-        "interval": _bounds(cell.interval),
-        "effect": cell.effect,
-        "effect_interval": _bounds(cell.effect_interval),
-        "coherent": cell.coherent_share,
+        **{name: value for name, value in _counts(cell).items() if name != "outcomes"},
     }
 
 

@@ -87,7 +87,8 @@ def findings(plan: SweepPlan, verdicts: Iterable[Verdict], ranking: Ranking) -> 
     controlled = all(_directions(counting, arm) >= FEWEST_CONTROLS for arm in CONTROLS)
     tests = []
     for ranked in ranking.features:
-        doses = [cell for cell in plan.cells if _is_dose(cell, ranked)]
+        steered = [cell for cell in plan.cells if _is_dose(cell, ranked)]
+        doses = [cell for cell in steered if cell.dose is not None] or steered  # controls are matched to nominal doses alone
         best = _choose([(cell, _paired(judged.get(cell.label, {}), baseline, first), _ceiling(earlier, cell)) for cell in doses])
         pairs = _paired(judged.get(best.label, {}), baseline, second) if best else _Pairs((), (), (), 0.0)
         many = pairs.n >= pairs_needed(len(ranking.features)) and len(set(pairs.variants)) > 1

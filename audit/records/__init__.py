@@ -48,13 +48,16 @@ from audit.records.ranking import (
 )
 from audit.records.steering import (
     ArmKind,
+    Attention,
     Cell,
+    Doses,
     Operation,
     Positions,
     Preflight,
     PromptKind,
     Rollout,
     StrengthUnit,
+    SweepCost,
     SweepPlan,
     Treatment,
 )
@@ -68,6 +71,7 @@ from audit.records.subject import (
 
 __all__ = [
     "ArmKind",
+    "Attention",
     "AttentionTokens",
     "AuditConfig",
     "AuditHeader",
@@ -81,6 +85,7 @@ __all__ = [
     "Connection",
     "ConnectionFlag",
     "Descriptors",
+    "Doses",
     "DownstreamConnections",
     "Example",
     "FeatureConnections",
@@ -103,6 +108,7 @@ __all__ = [
     "ScenarioTokens",
     "StrengthUnit",
     "SubjectInfo",
+    "SweepCost",
     "SweepPlan",
     "TargetDescriptors",
     "TargetRole",

@@ -26,9 +26,21 @@ class AuditConfig:
     strengths: tuple[float, ...] = ()
     """In ``unit``; empty takes the scenario's own."""
     unit: str | None = None
-    """``residual`` or ``max_activation``; None takes the scenario's own."""
+    """``residual``, ``max_activation``, ``absolute`` or ``kl``; None takes the scenario's own."""
     positions: str | None = None
-    """``prompt``, ``generated`` or ``all``; None takes the scenario's own."""
+    """``prompt``, ``generated``, ``all`` or ``spans:A..B,...``; None takes the scenario's own."""
+    attention: str = "free"
+    """``free`` or ``frozen``: of every treatment but those that ``treatments`` lists."""
+    features: tuple[str, ...] = ()
+    """Features to steer, such as ``clt/2/81``; without any, and without ``treatments``, those that concept search finds."""
+    factors: tuple[float, ...] = ()
+    """By which each candidate's activation is multiplied too."""
+    clamps: tuple[float, ...] = ()
+    """At which each candidate's activation is held too, in multiples of its largest corpus activation."""
+    ablate: bool = False
+    """Hold each candidate's activation at 0 too."""
+    treatments: tuple[str, ...] = ()
+    """Further treatments, in their string form; the features that they write are steered as those of ``features`` are."""
     dtype: str = "auto"
     """Of the model; ``auto`` is as its files have it."""
     device: str = "cpu"

@@ -7,10 +7,16 @@ from enum import StrEnum
 
 
 class Operation(StrEnum):
-    """What a treatment does to the residual stream."""
+    """What a treatment does, with v the direction's decoder and a(t) its activation at token t, taken from the same pass."""
 
     ADDITIVE = "additive"
+    """x ← x + s·v."""
     MULTIPLICATIVE = "multiplicative"
+    """a ← M·a, written as x ← x + (M − 1)·a(t)·v."""
+    CLAMP = "clamp"
+    """a ← c, written as x ← x + (c − a(t))·v, at every token written, whether the feature fires there or not."""
+    ABLATE = "ablate"
+    """a ← 0, written as x ← x − a(t)·v."""
 
 
 class StrengthUnit(StrEnum):
@@ -20,7 +26,12 @@ class StrengthUnit(StrEnum):
     """Norm of everything written, as a fraction of the mean norm of the residual stream after the source layer,
     which is the stream that the first vector lands in."""
     MAX_ACTIVATION = "max_activation"
-    """Multiples of the feature's largest corpus activation, times its decoder."""
+    """Multiples of the feature's largest corpus activation."""
+    ABSOLUTE = "absolute"
+    """An activation: what multiplies the decoder as the dictionary has it."""
+    KL = "kl"
+    """Nats: the strength of the same sign at which the mean next-token KL divergence from the unsteered model, on neutral text,
+    reaches this value."""
     FACTOR = "factor"
     """For multiplicative treatments: a ← M·a."""
 
@@ -31,6 +42,17 @@ class Positions(StrEnum):
     PROMPT = "prompt"
     GENERATED = "generated"
     ALL = "all"
+    SPANS = "spans"
+    """At the positions that the treatment lists."""
+
+
+class Attention(StrEnum):
+    """What a treatment does to attention patterns."""
+
+    FREE = "free"
+    """They follow from what is written, as everything else does."""
+    FROZEN = "frozen"
+    """Queries and keys are those of the unsteered model on the same tokens, so that patterns are; values follow from what is written."""
 
 
 class ArmKind(StrEnum):
@@ -71,9 +93,24 @@ class Treatment:
     strength: float
     unit: StrengthUnit
     layers: tuple[int, ...]
-    """Layers whose MLP output is written to."""
+    """Layers whose output hook point is written to."""
     positions: Positions
     dictionary_sha256: str
+    attention: Attention = Attention.FREE
+    spans: tuple[tuple[int, int], ...] = ()
+    """First and last position written, 0-based and inclusive, of the sequence of prompt and answer; negative ones count from the
+    end of the prompt, whose last token is −1. Empty unless ``positions`` is ``spans``. BOS is never written to."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Doses:
+    """One treatment's strength in every unit; None where a unit has no meaning for it."""
+
+    residual: float | None
+    max_activation: float | None
+    absolute: float | None
+    kl: float | None
+    """Measured at this strength: mean next-token KL divergence on neutral text, nats, never negative."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +127,8 @@ class Cell:
     """Nominal strength: the candidate's own, and for a control that of the candidate it is matched to."""
     written_norm: float | None = None
     """Norm of everything written, in residual units of the model's own activations, before any layer norm."""
+    doses: Doses | None = None
+    """The treatment's strength in every unit; None for an unsteered cell."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +157,39 @@ class Preflight:
     full_dose_min_difference: float
     """Smallest, over treatments, of the largest logit change: must be above 0."""
     firings_per_token: float
-    """Hook firings divided by (tokens × layers written): must be exactly 1."""
+    """Tokens written divided by (positions × layers that the treatments name): must be exactly 1."""
+    engine: str = "transformers"
+    """``layerwise``, or ``transformers`` where the architecture has no adapter."""
+    engine_reason: str = ""
+    """Why not ``layerwise``."""
+    engine_max_difference: float | None = None
+    """Largest difference between the engine's logits and those of a plain forward pass of transformers with the same treatments."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepCost:
+    """What a sweep will take on this machine."""
+
+    n_configurations: int
+    """Treatments and unsteered arms, times the prompts that each is run on."""
+    n_rollouts: int
+    prompt_tokens: int
+    """Tokens × layers of prompts that are computed, divided by the model's layers: what prefix reuse leaves of reading every prompt."""
+    prompt_tokens_unshared: int
+    """Tokens of prompts if every rollout read its own."""
+    generated_tokens: int
+    """At most: every rollout to its token limit."""
+    rows: int
+    """Rollouts decoded at a time."""
+    memory_bytes: int
+    """Of prompts' and answers' keys and values, activations and logits, beside the model."""
+    free_bytes: int
+    """Free before the sweep."""
+    seconds: float
+    """From a timed probe."""
+    engine: str
+    """As in ``Preflight``."""
+    engine_reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,3 +206,5 @@ class Rollout:
     text: str
     finished: bool
     """False when the token limit cut it off."""
+    stopped_by: str = ""
+    """The scenario's stop text that ended it; empty if an end token or the limit did."""

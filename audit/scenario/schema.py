@@ -128,12 +128,18 @@ class Contrast(_Part):
 class SweepDefaults(_Part):
     """How the scenario is steered when the caller does not say."""
 
-    unit: Literal["residual", "max_activation"] = "residual"
+    unit: Literal["residual", "max_activation", "absolute", "kl"] = "residual"
     strengths: tuple[float, ...] = Field(default=(0.5, 1.0), min_length=1)
     positions: Literal["prompt", "generated", "all"] = "all"
     """Where a treatment writes; ``prompt`` leaves every generated token to the model itself."""
     chosen: Said | None = None
     """How these defaults were chosen; a report of an audit that used them says so among its limits."""
+
+    @model_validator(mode="after")
+    def _dosed(self) -> SweepDefaults:
+        if self.unit in ("absolute", "kl") and "strengths" not in self.model_fields_set:
+            raise ValueError(f"the unit '{self.unit}' has no strengths of its own: list them as 'strengths'")
+        return self
 
 
 class Scenario(_Part):
@@ -153,6 +159,8 @@ class Scenario(_Part):
     motive_free: tuple[Message, ...] = Field(min_length=1)
     prompt_only: tuple[Message, ...] = Field(min_length=1)
     max_new_tokens: Annotated[int, Field(ge=1, le=100_000)]
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Texts at which an answer ends, the text itself included."""
     sweep: SweepDefaults = SweepDefaults()
     channels: dict[SlotName, Channel] = Field(min_length=1)
     outcomes: Outcomes
@@ -162,7 +170,8 @@ class Scenario(_Part):
     @property
     def digest(self) -> str:
         """sha256 of the content in canonical JSON: layout and comments of the file do not count."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        unset = None if self.stop else {"stop"}  # a scenario without it is the one that it was before there was such a key
+        text = json.dumps(self.model_dump(mode="json", exclude=unset), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def template(self, kind: PromptKind) -> tuple[Message, ...]:

@@ -1,154 +1,161 @@
-"""Sampling many treatments of one prompt together, with a KV cache.
+"""Sampling many treatments of one prompt together.
 
-The prompt is read once a cell, then each cell's rows are multiplied into its samples. Rows that end leave the batch.
-All rows of a batch have the same prompt, so there is no padding and no mask.
-
-Random numbers: step t of sample n of variant v draws one uniform number u from a Philox generator keyed by
-(seed, v, n), whatever the cell, and takes the first token at which the cumulated probability exceeds u. Cells share these numbers
-on purpose: two treatments that change nothing give the same text, and paired differences between cells are sharper.
-A token does not depend on which other cells are in the batch, except that a matrix product may round differently
-in another batch shape; the sweep's chunks are fixed, so that a resumed run has the same shapes.
+``generate`` runs a model layer by layer where its family has an adapter (``layerwise``), and otherwise by transformers' own forward pass
+with the same hooks (``fallback``). What an answer is depends on neither, nor on which rows are computed side by side: only on the
+prompt, the treatment and the random numbers, up to the rounding of matrix products of another shape.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import DynamicCache
 
-from audit.errors import SubjectError
+from audit.errors import UsageError
 from audit.events import Observer, check_stop
-from audit.records import Treatment
-from audit.steering.hooks import Steering, compile_rows, steer
+from audit.records import Attention, Treatment
+from audit.steering.ending import StopTexts, check_length, end_ids
+from audit.steering.layerwise import lacking
 from audit.steering.strengths import Scales
+from audit.steering.treatments import render
 from audit.subject import LanguageModel, Subject
 
-TURN_ENDS = ("<end_of_turn>", "<|im_end|>", "<|eot_id|>")
-"""Special tokens that end an answer in public chat templates, for models whose generation settings do not name them."""
+Engine = Literal["layerwise", "transformers"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Batch:
-    """Cells of one prompt, to be sampled together."""
+class Request:
+    """Configurations of one prompt, each to be sampled as often as the others."""
 
     prompt_ids: tuple[int, ...]
     treatments: tuple[Treatment | None, ...]
-    """One a cell; None is unsteered."""
+    """One a configuration; None is unsteered."""
     uniforms: NDArray[np.float64]
-    """(n_samples, max_new_tokens), the same for every cell."""
+    """(n_samples, max_new_tokens), the same for every configuration; see ``sampling``."""
     temperature: float
     """0 takes the likeliest token."""
+    stop: tuple[str, ...] = ()
+    """Texts at which an answer ends."""
+    rows: int | None = None
+    """Answers written at a time, at most; None: as many as memory allows."""
+    ends: tuple[int, ...] | None = None
+    """Tokens at which an answer ends; None: the model's own."""
+    keep_logits: bool = False
+    """Whether the logits are handed on too."""
+
+    @property
+    def n_samples(self) -> int:
+        """Answers of each configuration."""
+        return int(self.uniforms.shape[0])
+
+    @property
+    def n_new(self) -> int:
+        """Most tokens of an answer."""
+        return int(self.uniforms.shape[1])
 
 
-def uniforms(seed: int, variant: int, sample: int, n: int) -> NDArray[np.float64]:
-    """The n random numbers of one rollout, in [0, 1): step t has the same one whatever n is, and in every cell."""
-    key = hashlib.sha256(f"rollout/{seed}/{variant}/{sample}".encode()).digest()[:16]
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little"))).random(n)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Written:
+    """One answer."""
+
+    configuration: int
+    sample: int
+    token_ids: tuple[int, ...]
+    """The one that ended it included."""
+    ended: bool
+    """Whether an end token or a stop text ended it; False if the limit did."""
+    stopped_by: str
+    """The stop text that ended it; empty if none did."""
+    logits: Tensor | None
+    """(tokens, vocabulary) float32, from which each was chosen; None unless they were asked for."""
 
 
-def choose(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:
-    """Next tokens, (rows,), from logits (rows, vocabulary) by inverting the cumulated distribution at uniform (rows,) float64."""
-    if temperature == 0:
-        return logits.argmax(-1)
-    cumulated = torch.softmax(logits.double() / temperature, dim=-1).cumsum(-1)
-    level = uniform.to(cumulated.device)[:, None] * cumulated[:, -1:]
-    return torch.searchsorted(cumulated, level, right=True).clamp_max(logits.shape[-1] - 1)[:, 0]
-
-
-def end_ids(model: LanguageModel) -> tuple[int, ...]:
-    """Tokens that end a transcript: those of the generation settings and of the tokenizer, and the end of a turn in a chat."""
-    ends: list[int] = []
-    for found in (getattr(model.hf.generation_config, "eos_token_id", None), model.tokenizer.eos_token_id):
-        ends += [found] if isinstance(found, int) else list(found or ())
-    known = model.tokenizer.get_vocab()
-    ends += [known[token] for token in TURN_ENDS if token in known and known[token] in model.special_ids]
-    return tuple(dict.fromkeys(ends))
-
-
-def first_written(model: LanguageModel, prompt_ids: Sequence[int]) -> int:
-    """First position of a prompt that treatments write to: behind the BOS, or behind the opening of a chat (see ``Architecture``)."""
-    return model.first_content(prompt_ids)
-
-
-def check_length(model: LanguageModel, prompt_ids: Sequence[int], max_new_tokens: int) -> None:
-    """Make sure that prompt and answer fit.
-
-    Raises:
-        SubjectError: they do not.
-    """
-    if len(prompt_ids) + max_new_tokens > model.context_length:
-        raise SubjectError(
-            "The prompt is too long",
-            f"It has {len(prompt_ids)} tokens, and with {max_new_tokens} generated ones it exceeds the model's {model.context_length}.",
-            "Use a shorter scenario, a smaller max_new_tokens, or a model with a longer context.",
-        )
+def engine_of(model: LanguageModel) -> tuple[Engine, str]:
+    """Which engine runs a model, and why not ``layerwise``."""
+    reason = lacking(model)
+    return ("transformers", reason) if reason else ("layerwise", "")
 
 
 @torch.inference_mode()
-def generate(subject: Subject, batch: Batch, scales: Scales, *, observer: Observer) -> tuple[tuple[tuple[int, ...], ...], ...]:
-    """Sample every cell of a batch.
+def generate(
+    subject: Subject, request: Request, scales: Scales, *, observer: Observer, engine: Engine | None = None
+) -> Iterator[Written]:
+    """Sample every configuration.
 
     Args:
         subject: model and dictionary.
-        batch: the cells, their prompt and their random numbers.
+        request: the configurations, their prompt and their random numbers.
         scales: what strengths are measured against.
         observer: asked before every forward pass whether to stop.
+        engine: None for the best there is.
 
-    Returns:
-        cell → sample → generated token ids, the one that ended it included.
+    Yields:
+        Answers, each as soon as it has ended.
 
     Raises:
         Interrupted: the observer asked to stop.
-        SubjectError: the prompt leaves no room for the answer.
+        SubjectError: the prompt leaves no room for the answer, or memory does not suffice for a single row.
         UsageError: a treatment is refused.
     """
-    model, (n_samples, limit) = subject.model, batch.uniforms.shape
-    check_length(model, batch.prompt_ids, limit)
-    rows = compile_rows(model, subject.dictionary, batch.treatments, scales)
+    model = subject.model
+    check_length(model, request.prompt_ids, request.n_new)
+    possible, reason = engine_of(model)
+    if (engine or possible) == "layerwise" and reason:
+        raise UsageError("Cannot be run layer by layer", f"The model cannot: {reason}.", "Leave the choice of the engine open.")
     check_stop(observer)
-    with steer(model, subject.dictionary, rows, first=first_written(model, batch.prompt_ids)) as steering:
-        cache = DynamicCache(config=model.hf.config)
-        prompt = torch.tensor([batch.prompt_ids], device=model.device).expand(len(batch.treatments), -1)
-        logits = _logits(model, prompt, cache).repeat_interleave(n_samples, dim=0)
-        cache.batch_repeat_interleave(n_samples)
-        steering.rows, steering.phase = rows.repeated(n_samples), "generated"
-        drawn = torch.from_numpy(batch.uniforms).repeat(len(batch.treatments), 1)
-        tokens = _decode(model, cache, logits, steering, drawn=drawn, temperature=batch.temperature, observer=observer)
-    return tuple(tuple(tokens[cell * n_samples : (cell + 1) * n_samples]) for cell in range(len(batch.treatments)))
+    if (engine or possible) == "layerwise":
+        from audit.steering.scheduling import run
+
+        yield from run(subject, request, scales, observer=observer)
+        return
+    refuse_frozen(request, reason or "the engine of transformers was asked for")
+    from audit.steering.fallback import run as run_fallback
+
+    yield from run_fallback(subject, request, scales, observer=observer)
 
 
-def _logits(model: LanguageModel, ids: Tensor, cache: DynamicCache) -> Tensor:
-    """Logits after the last token, (rows, vocabulary); the cache grows by the tokens."""
-    logits: Tensor = model.hf(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
-    return logits
+def refuse_frozen(request: Request, reason: str) -> None:
+    """Frozen attention needs the attention of our own.
+
+    Raises:
+        UsageError: a treatment asks for it.
+    """
+    for treatment in request.treatments:
+        if treatment is not None and treatment.attention is Attention.FROZEN:
+            why = f"'{render(treatment)}' freezes attention, for which the model has to be run layer by layer: {reason}."
+            raise UsageError("Attention cannot be frozen here", why, "Leave attention free, or use a model of another architecture.")
 
 
-def _decode(
-    model: LanguageModel, cache: DynamicCache, logits: Tensor, steering: Steering, *, drawn: Tensor, temperature: float, observer: Observer
-) -> list[tuple[int, ...]]:
-    """Token ids of every row, in order; drawn is (rows, steps) of uniform numbers."""
-    n_rows, n_steps = drawn.shape
-    ends = torch.tensor(end_ids(model), device=logits.device, dtype=torch.long)
-    tokens = torch.zeros(n_rows, n_steps, dtype=torch.long)
-    lengths = torch.zeros(n_rows, dtype=torch.long)
-    active = torch.arange(n_rows)
-    for step in range(n_steps):
-        chosen = choose(logits, drawn[active, step], temperature)
-        tokens[active, step] = chosen.cpu()
-        lengths[active] = step + 1
-        alive = (~torch.isin(chosen, ends)).nonzero()[:, 0]
-        if len(alive) == 0 or step == n_steps - 1:
-            break
-        if len(alive) < len(chosen):
-            active, chosen = active[alive.cpu()], chosen[alive]
-            cache.batch_select_indices(alive.cpu())
-            steering.rows = steering.rows.selected(alive)
-        check_stop(observer)
-        logits = _logits(model, chosen[:, None], cache)
-    return [tuple(row[:length]) for row, length in zip(tokens.tolist(), lengths.tolist(), strict=True)]
+class Choosing:
+    """Chooses tokens for rows, and sees where answers end.
+
+    Args:
+        model: whose tokens they are.
+        request: what is asked for.
+    """
+
+    def __init__(self, model: LanguageModel, request: Request) -> None:
+        self._request = request
+        self._ends = frozenset(end_ids(model) if request.ends is None else request.ends)
+        self._stops = StopTexts(model=model, texts=request.stop)
+        self._uniforms = torch.from_numpy(np.ascontiguousarray(request.uniforms))
+
+    def ending(self, token_ids: list[int]) -> tuple[bool, str]:
+        """Whether an answer has ended by itself, and the stop text that ended it."""
+        if token_ids[-1] in self._ends:
+            return True, ""
+        text = self._stops.found(token_ids)
+        return bool(text), text
+
+    def choose(self, logits: Tensor, samples: list[int], steps: list[int]) -> list[int]:
+        """Next token of every row."""
+        from audit.steering.sampling import choose
+
+        drawn = self._uniforms[samples, steps]
+        chosen: list[int] = choose(logits, drawn, self._request.temperature).tolist()
+        return chosen

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from audit.errors import UsageError
-from audit.events import Observer, SilentObserver, check_stop
-from audit.records import ArmKind, Cell, FeatureId, Positions, PromptKind, Ranking, StrengthUnit, SweepPlan, Treatment
+from audit.events import Observer, check_stop
+from audit.records import ArmKind, Attention, Cell, FeatureId, Positions, PromptKind, Ranking, StrengthUnit, SweepPlan, Treatment
 from audit.scenario import Scenario
-from audit.steering.strengths import Scales, written_norm
-from audit.steering.sweep import chunks, run_chunk
+from audit.steering.doses import calibrate, doses_of
+from audit.steering.strengths import Scales, strength_activation, written_norm
 from audit.steering.treatments import additive, number
 from audit.subject import Subject
 
-DEFAULT_STRENGTHS: dict[StrengthUnit, tuple[float, ...]] = {StrengthUnit.RESIDUAL: (0.5, 1.0), StrengthUnit.MAX_ACTIVATION: (0.5, 1.0)}
+DEFAULT_STRENGTHS: dict[StrengthUnit, tuple[float, ...]] = {
+    StrengthUnit.RESIDUAL: (0.5, 1.0),
+    StrengthUnit.MAX_ACTIVATION: (0.5, 1.0),
+    StrengthUnit.ABSOLUTE: (),
+    StrengthUnit.KL: (0.1, 0.5),
+}
+"""Of a sweep that names none. No activation suits every dictionary, so ``absolute`` has none."""
 MIN_CONTROLS = 3
 """Fewest random directions, and fewest unrelated features."""
 N_FURTHER = 3
 """Top-ranked candidates that are also steered on the motive-free prompt and with the sign flipped, beside those predicted to act."""
-PROBE_TOKENS = 8
-CHEAP_SECONDS = 5.0
 
 
 def plan_sweep(
@@ -37,6 +41,8 @@ def plan_sweep(
     scales: Scales,
     unit: StrengthUnit = StrengthUnit.RESIDUAL,
     positions: Positions = Positions.ALL,
+    spans: Sequence[tuple[int, int]] = (),
+    attention: Attention = Attention.FREE,
     temperature: float = 1.0,
     observer: Observer,
 ) -> SweepPlan:
@@ -45,7 +51,9 @@ def plan_sweep(
     Every candidate has a random direction beside it, of the same norm at each of the same layers, at every strength
     (``MIN_CONTROLS`` directions at least: where there are fewer candidates, they have further ones). The k-th unrelated feature
     is written with the total norm of the k-th candidate at each strength, and named by the candidate's strength. The top
-    candidates and those predicted to act are also written negated, at the largest strength.
+    candidates and those predicted to act are also written negated, at the largest strength. In the unit ``kl`` the candidates'
+    strengths are calibrated, and the controls match what they turn out to write: they are given in ``absolute``. Every treated
+    cell has its doses in all units; from them ``doses.scales_of`` has the calibration back.
 
     Args:
         subject: model and dictionary.
@@ -57,22 +65,30 @@ def plan_sweep(
         unrelated: control features, from ``controls.choose_unrelated`` for the candidates in the ranking's order; a file of directions
             that holds too few has further random directions in their place.
         scales: what strengths are measured against.
-        unit: ``residual`` or ``max_activation``.
+        unit: ``residual``, ``max_activation``, ``absolute`` or ``kl``.
         positions: where every treatment writes.
+        spans: first and last position of each, with the positions ``spans`` alone.
+        attention: whether attention patterns follow from what is written.
         temperature: of the sampling.
-        observer: may stop before.
+        observer: told what is measured; asked before every forward pass whether to stop.
 
     Raises:
-        UsageError: no samples, no candidates, a strength of 0 or given twice, too few controls, or a treatment is refused.
+        UsageError: no samples, no candidates, no strengths, a strength of 0 or given twice, too few controls, a treatment is refused,
+            or a divergence cannot be reached.
+        InsufficientEvidence: the corpus holds no neutral text to measure divergences on.
         Interrupted: the observer asked to stop.
     """
     check_stop(observer)
-    doses = tuple(float(strength) for strength in strengths) or DEFAULT_STRENGTHS[unit]
+    doses = tuple(float(strength) for strength in strengths) or _default(unit)
     _check(ranking, doses, samples=samples, temperature=temperature)
     _check_unrelated(subject, len(unrelated))
-    cells = _Cells(subject=subject, scales=scales, unit=unit, positions=positions, doses=doses)
+    make = partial(additive, subject.dictionary, positions=positions, spans=spans, attention=attention)
+    if unit is StrengthUnit.KL:
+        candidates = (make(str(ranked.feature), dose, unit=unit) for ranked in ranking.features for dose in doses)
+        scales = calibrate(subject, candidates, scales, observer=observer)
+    cells = _Cells(subject=subject, scales=scales, unit=unit, make=make, doses=doses)
     return SweepPlan(
-        cells=tuple(_lay_out(cells, ranking, unrelated)),
+        cells=_with_doses(subject, tuple(_lay_out(cells, ranking, unrelated)), scales, observer),
         variants=tuple(range(scenario.variants)),
         samples_per_variant=samples,
         seed=seed,
@@ -88,12 +104,20 @@ class _Cells:
     subject: Subject
     scales: Scales
     unit: StrengthUnit
-    positions: Positions
+    make: Callable[..., Treatment]
+    """``additive`` of the sweep's dictionary, positions and attention."""
     doses: tuple[float, ...]
 
     def treat(self, direction: str | FeatureId, strength: float) -> Treatment:
         """An additive treatment in the sweep's unit."""
-        return additive(self.subject.dictionary, str(direction), strength, unit=self.unit, positions=self.positions)
+        return self.make(str(direction), strength, unit=self.unit)
+
+    def control(self, direction: str | FeatureId, candidate: FeatureId, dose: float, factor: float = 1.0) -> Treatment:
+        """Another direction with a candidate's dose times a factor, in a unit in which strengths are proportional to norms."""
+        if self.unit is not StrengthUnit.KL:
+            return self.treat(direction, dose * factor)
+        activation = strength_activation(self.subject.dictionary, self.treat(candidate, dose), self.scales)
+        return self.make(str(direction), activation * factor, unit=StrengthUnit.ABSOLUTE)
 
     def norm(self, treatment: Treatment) -> float:
         """Norm of everything that it writes."""
@@ -103,21 +127,29 @@ class _Cells:
         """A steered cell."""
         return Cell(arm=arm, prompt=prompt, treatment=treatment, label=label, dose=dose, written_norm=self.norm(treatment))
 
-    def steered(self, arm: ArmKind, direction: str | FeatureId, name: str, prompt: PromptKind = PromptKind.SCENARIO) -> Iterator[Cell]:
-        """A direction at every strength."""
+    def steered(self, arm: ArmKind, feature: FeatureId, name: str, prompt: PromptKind = PromptKind.SCENARIO) -> Iterator[Cell]:
+        """A candidate at every strength."""
         for dose in self.doses:
-            yield self.cell(arm, self.treat(direction, dose), f"{name} ×{number(dose)}", dose=dose, prompt=prompt)
+            yield self.cell(arm, self.treat(feature, dose), f"{name} ×{number(dose)}", dose=dose, prompt=prompt)
+
+    def random(self, direction: str, candidate: FeatureId, name: str) -> Iterator[Cell]:
+        """A random direction at every strength, with the norm that the candidate has there at each layer."""
+        for dose in self.doses:
+            yield self.cell(ArmKind.RANDOM, self.control(direction, candidate, dose), f"{name} ×{number(dose)}", dose=dose)
 
     def unrelated(self, feature: FeatureId, candidate: FeatureId) -> Iterator[Cell]:
         """A control feature at every strength, with the norm that the candidate has there."""
-        factor = self.norm(self.treat(candidate, 1.0)) / self.norm(self.treat(feature, 1.0))
+        unit = StrengthUnit.ABSOLUTE if self.unit is StrengthUnit.KL else self.unit
+        factor = self.norm(self.make(str(candidate), 1.0, unit=unit)) / self.norm(self.make(str(feature), 1.0, unit=unit))
         for dose in self.doses:
-            yield self.cell(ArmKind.UNRELATED, self.treat(feature, dose * factor), f"unrelated {feature} ×{number(dose)}", dose=dose)
+            treatment = self.control(feature, candidate, dose, factor)
+            yield self.cell(ArmKind.UNRELATED, treatment, f"unrelated {feature} ×{number(dose)}", dose=dose)
 
     def flipped(self, feature: FeatureId) -> Cell:
         """A candidate at the largest strength, negated."""
         largest = max(self.doses, key=abs)
-        return self.cell(ArmKind.SIGN_FLIPPED, self.treat(feature, -largest), f"flipped {feature} ×{number(largest)}", dose=largest)
+        treatment = self.control(feature, feature, largest, -1.0)
+        return self.cell(ArmKind.SIGN_FLIPPED, treatment, f"flipped {feature} ×{number(largest)}", dose=largest)
 
 
 def _lay_out(cells: _Cells, ranking: Ranking, unrelated: Sequence[FeatureId]) -> Iterator[Cell]:
@@ -130,7 +162,7 @@ def _lay_out(cells: _Cells, ranking: Ranking, unrelated: Sequence[FeatureId]) ->
     n_random = max(len(found), MIN_CONTROLS) + max(0, MIN_CONTROLS - len(unrelated))
     for k in range(n_random):
         of = found[k % len(found)]
-        yield from cells.steered(ArmKind.RANDOM, f"random/{k}@{of}", f"random @{of}" if k < len(found) else f"random {k} @{of}")
+        yield from cells.random(f"random/{k}@{of}", of, f"random @{of}" if k < len(found) else f"random {k} @{of}")
     for k, feature in enumerate(unrelated):
         yield from cells.unrelated(feature, found[k % len(found)])
     for feature in further:
@@ -141,8 +173,23 @@ def _lay_out(cells: _Cells, ranking: Ranking, unrelated: Sequence[FeatureId]) ->
     yield Cell(arm=ArmKind.PROMPT_ONLY, prompt=PromptKind.PROMPT_ONLY, treatment=None, label="prompt-only")
 
 
+def _with_doses(subject: Subject, cells: tuple[Cell, ...], scales: Scales, observer: Observer) -> tuple[Cell, ...]:
+    """The cells, those with a treatment with its strength in every unit."""
+    treatments = [cell.treatment for cell in cells if cell.treatment is not None]
+    found = iter(doses_of(subject, treatments, scales, observer=observer))
+    return tuple(cell if cell.treatment is None else replace(cell, doses=next(found)) for cell in cells)
+
+
 def _worth_further_arms(ranking: Ranking) -> list[FeatureId]:
     return [ranked.feature for place, ranked in enumerate(ranking.features) if ranked.predicted_acting or place < N_FURTHER]
+
+
+def _default(unit: StrengthUnit) -> tuple[float, ...]:
+    """The strengths of a sweep that names none."""
+    if not DEFAULT_STRENGTHS.get(unit):
+        why = f"No strengths in the unit '{unit}' suit every feature."
+        raise UsageError("No strengths", why, "Give --strengths, for example --strengths 1,2.")
+    return DEFAULT_STRENGTHS[unit]
 
 
 def _check(ranking: Ranking, doses: Sequence[float], *, samples: int, temperature: float) -> None:
@@ -170,30 +217,3 @@ def _check_unrelated(subject: Subject, n_unrelated: int) -> None:
             f"There are {n_unrelated} unrelated features; a finding needs at least {MIN_CONTROLS}.",
             "Choose more.",
         )
-
-
-def estimate(subject: Subject, plan: SweepPlan, scenario: Scenario, scales: Scales, *, observer: Observer | None = None) -> float:
-    """Seconds that the sweep will take on this machine, from a timed probe of its first chunk.
-
-    A few tokens are generated first. If that says that a whole chunk is quick, one is run to its end, because transcripts
-    mostly end before the token limit; else the limit is taken, and the estimate is an upper one.
-
-    Raises:
-        Interrupted: the observer asked to stop.
-    """
-    watcher = observer or SilentObserver()
-    work = chunks(plan, scenario)
-    n_probe = min(PROBE_TOKENS, plan.max_new_tokens)
-
-    def timed(n_tokens: int) -> float:
-        started = time.perf_counter()
-        run_chunk(subject, replace(plan, max_new_tokens=n_tokens), scenario, scales, work[0], observer=watcher)
-        return time.perf_counter() - started
-
-    timed(1)
-    prompt_only = timed(1)
-    a_token = max(0.0, timed(n_probe) - prompt_only) / max(1, n_probe - 1)
-    seconds = prompt_only + a_token * (plan.max_new_tokens - 1)
-    if seconds < CHEAP_SECONDS:
-        seconds = timed(plan.max_new_tokens)
-    return seconds * plan.n_rollouts / work[0].n_rollouts

@@ -1,14 +1,15 @@
 """SweepPlan → Rollouts, in chunks whose composition the plan alone decides, so that any of them can be run again.
 
-A chunk is a block of cells on one prompt (kind and variant) with its samples. A run that was stopped goes on with the chunks
-that are not done, and gives the same tokens, bit for bit, on the same machine with the same number of threads.
+A chunk is a block of cells on one prompt (kind and variant) with its samples: what is handed on, and kept, together. All chunks of a prompt
+are computed together, and each is handed on when its last answer has ended. A run that was stopped goes on with the chunks that are not
+done; its draws are the same, whatever is computed beside them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, field
+from itertools import groupby, pairwise
 from typing import TypeVar
 
 import numpy as np
@@ -16,16 +17,16 @@ import numpy as np
 from audit.events import Observer, StepProgress, check_stop
 from audit.records import Cell, PromptKind, Rollout, SweepPlan
 from audit.scenario import Scenario
-from audit.steering.generation import Batch, check_length, end_ids, generate, uniforms
+from audit.steering.doses import scales_of
+from audit.steering.generation import Request, Written, generate
+from audit.steering.sampling import uniforms
 from audit.steering.strengths import Scales
 from audit.subject import Subject
 
 STEP = "steering"
 Item = TypeVar("Item")
-MAX_ROWS = 192
-"""Rollouts in a batch: beyond it a step is no quicker a row, and one that is stopped loses more."""
-
-
+CHUNK = 64
+"""Rollouts that are kept together at most: what is lost, beside what is under way, when a run is stopped."""
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk:
     """A unit of work: some cells and samples of one prompt."""
@@ -43,7 +44,7 @@ class Chunk:
 
 
 def chunks(plan: SweepPlan, scenario: Scenario) -> tuple[Chunk, ...]:
-    """Divide a plan into chunks of at most ``MAX_ROWS`` rollouts, as even as can be, variant by variant.
+    """Divide a plan into chunks of at most ``CHUNK`` rollouts, as even as can be, variant by variant.
 
     Args:
         plan: what to run.
@@ -57,8 +58,8 @@ def chunks(plan: SweepPlan, scenario: Scenario) -> tuple[Chunk, ...]:
         for prompt in PromptKind:
             scenario.variant(variant, prompt)
             cells = [cell for cell in plan.cells if cell.prompt is prompt]
-            for samples in _evenly(range(plan.samples_per_variant), MAX_ROWS):
-                for block in _evenly(cells, max(1, MAX_ROWS // len(samples))):
+            for samples in _evenly(range(plan.samples_per_variant), CHUNK):
+                for block in _evenly(cells, max(1, CHUNK // len(samples))):
                     found.append(Chunk(index=len(found), prompt=prompt, variant=variant, cells=tuple(block), samples=tuple(samples)))
     return tuple(found)
 
@@ -87,45 +88,96 @@ def run(
 
     Raises:
         Interrupted: the observer asked to stop; chunks that were not yielded are lost.
-        SubjectError: a prompt leaves no room for the answer.
+        SubjectError: a prompt leaves no room for the answer, or not even one answer fits into memory.
     """
-    finished = 0
-    for chunk in chunks(plan, scenario):
-        if chunk.index not in done:
-            check_stop(observer)
-            yield chunk.index, run_chunk(subject, plan, scenario, scales, chunk, observer=observer)
-        finished += chunk.n_rollouts
-        observer.notify(StepProgress(STEP, finished, plan.n_rollouts, f"variant {chunk.variant}, {chunk.prompt}"))
+    scales, work = scales_of(scales, plan), chunks(plan, scenario)
+    finished = sum(chunk.n_rollouts for chunk in work if chunk.index in done)
+    for (variant, prompt, _), group in groupby(work, key=lambda chunk: (chunk.variant, chunk.prompt, chunk.samples)):
+        label = f"variant {variant}, {prompt}"
+        todo = [chunk for chunk in group if chunk.index not in done]
+        if not todo:
+            continue
+        for chunk, rollouts in _run_prompt(subject, plan, scenario, scales, todo, _Told(observer, finished, plan.n_rollouts, label)):
+            yield chunk.index, rollouts
+        finished += sum(chunk.n_rollouts for chunk in todo)
+        observer.notify(StepProgress(STEP, finished, plan.n_rollouts, label))
 
 
-def run_chunk(
-    subject: Subject, plan: SweepPlan, scenario: Scenario, scales: Scales, chunk: Chunk, *, observer: Observer
-) -> tuple[Rollout, ...]:
-    """The rollouts of one chunk, by cell and sample.
+@dataclass(slots=True)
+class _Told:
+    """Tells the observer of every so many rollouts."""
 
-    Raises:
-        Interrupted, SubjectError: as ``run``.
-    """
-    model = subject.model
-    prompt_ids = model.encode_chat(scenario.variant(chunk.variant, chunk.prompt))
-    check_length(model, prompt_ids, plan.max_new_tokens)
-    batch = Batch(
-        prompt_ids=prompt_ids,
-        treatments=tuple(cell.treatment for cell in chunk.cells),
-        uniforms=np.stack([uniforms(plan.seed, chunk.variant, sample, plan.max_new_tokens) for sample in chunk.samples]),
+    observer: Observer
+    done: int
+    total: int
+    label: str
+    told: int = 0
+
+    def one_more(self) -> None:
+        self.done += 1
+        if self.done - self.told >= max(1, self.total // 200):
+            self.told = self.done
+            self.observer.notify(StepProgress(STEP, self.done, self.total, self.label))
+
+
+@dataclass(slots=True)
+class _Open:
+    """A chunk with what is there of it."""
+
+    chunk: Chunk
+    first: int
+    """Its first cell's number among the configurations."""
+    found: dict[tuple[int, int], Written] = field(default_factory=dict)
+
+
+def request_of(subject: Subject, plan: SweepPlan, scenario: Scenario, todo: Sequence[Chunk]) -> Request:
+    """Chunks of one prompt with the same samples, as what is generated together."""
+    first = todo[0]
+    return Request(
+        prompt_ids=subject.model.encode_chat(scenario.variant(first.variant, first.prompt)),
+        treatments=tuple(cell.treatment for chunk in todo for cell in chunk.cells),
+        uniforms=np.stack([uniforms(plan.seed, first.variant, sample, plan.max_new_tokens) for sample in first.samples]),
         temperature=plan.temperature,
+        stop=scenario.stop,
     )
-    ends = frozenset(end_ids(model))
-    return tuple(
-        Rollout(
-            cell=cell.label,
-            variant=chunk.variant,
-            sample=sample,
-            prompt_ids=prompt_ids,
-            token_ids=token_ids,
-            text=model.decode(token_ids),
-            finished=token_ids[-1] in ends,
-        )
-        for cell, of_cell in zip(chunk.cells, generate(subject, batch, scales, observer=observer), strict=True)
-        for sample, token_ids in zip(chunk.samples, of_cell, strict=True)
-    )
+
+
+def _run_prompt(
+    subject: Subject, plan: SweepPlan, scenario: Scenario, scales: Scales, todo: Sequence[Chunk], told: _Told
+) -> Iterator[tuple[Chunk, tuple[Rollout, ...]]]:
+    check_stop(told.observer)
+    request = request_of(subject, plan, scenario, todo)
+    open_chunks: list[_Open] = []
+    of_configuration: list[_Open] = []
+    for chunk in todo:
+        open_chunks.append(_Open(chunk, len(of_configuration)))
+        of_configuration += [open_chunks[-1]] * len(chunk.cells)
+    for written in generate(subject, request, scales, observer=told.observer):
+        told.one_more()
+        held = of_configuration[written.configuration]
+        held.found[written.configuration - held.first, written.sample] = written
+        if len(held.found) == held.chunk.n_rollouts:
+            yield held.chunk, _rollouts(subject, request.prompt_ids, held)
+            held.found = {}
+
+
+def _rollouts(subject: Subject, prompt_ids: tuple[int, ...], held: _Open) -> tuple[Rollout, ...]:
+    """By cell and sample."""
+    chunk = held.chunk
+    rollouts: list[Rollout] = []
+    for place, cell in enumerate(chunk.cells):
+        for at, sample in enumerate(chunk.samples):
+            written = held.found[place, at]
+            rollouts.append(
+                Rollout(
+                    cell=cell.label,
+                    variant=chunk.variant,
+                    sample=sample,
+                    prompt_ids=prompt_ids,
+                    token_ids=written.token_ids,
+                    text=subject.model.decode(written.token_ids),
+                    finished=written.ended,
+                    stopped_by=written.stopped_by,
+                )
+            )
+    return tuple(rollouts)

@@ -8,7 +8,8 @@ import numpy as np
 
 from audit.events import Observer, StepProgress, check_stop
 from audit.scenario import Scenario
-from audit.steering.generation import Batch, generate, uniforms
+from audit.steering.generation import Request, generate
+from audit.steering.sampling import uniforms
 from audit.steering.strengths import Scales
 from audit.subject import Subject
 
@@ -54,7 +55,7 @@ def unsteered(
         n_samples = n_rollouts // n_variants + (variant < n_rollouts % n_variants)
         prompt_ids = subject.model.encode_chat(scenario.variant(variant))
         drawn = np.stack([uniforms(seed, variant, sample, scenario.max_new_tokens) for sample in range(n_samples)])
-        batch = Batch(prompt_ids=prompt_ids, treatments=(None,), uniforms=drawn, temperature=TEMPERATURE)
-        [written] = generate(subject, batch, scales, observer=observer)
-        found += [Unsteered(prompt_ids=prompt_ids, token_ids=ids, sample=sample) for sample, ids in enumerate(written)]
+        request = Request(prompt_ids=prompt_ids, treatments=(None,), uniforms=drawn, temperature=TEMPERATURE, stop=scenario.stop)
+        written = sorted(generate(subject, request, scales, observer=observer), key=lambda each: each.sample)
+        found += [Unsteered(prompt_ids=prompt_ids, token_ids=each.token_ids, sample=each.sample) for each in written]
     return tuple(found)

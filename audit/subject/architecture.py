@@ -65,6 +65,10 @@ class Architecture:
     """Hook point → where it can be read; ``mlp_in_unweighted`` is computed from what the norm is given, see ``hookpoints``."""
     writes: Mapping[str, Place]
     """Hook point → where a vector must be added so that the hook point, and all that is computed from it, changes by it."""
+    stepwise: bool = False
+    """Whether a pass is token embeddings, then layers that take hidden states and ``position_embeddings`` from the backbone's
+    ``rotary_emb``, each with an attention that asks transformers' ``AttentionInterface``, then the final norm and the unembedding
+    (capped where the configuration caps): then ``audit.steering.layerwise`` can run it layer by layer."""
     opening: tuple[str, ...] = field(default=())
     """Tokens that begin every conversation in the family's chat template. A text that begins with them has them left out of every
     statistic, since their norms are out of proportion; of other texts only the first token is."""

@@ -12,7 +12,7 @@ from audit.errors import Interrupted, LedgerError
 from audit.events import AuditBegun, Event, SilentObserver, StepFinished
 from audit.ledger import Ledger, collect, verify
 from audit.pipeline import prepare, run_audit
-from audit.records import AuditConfig, AuditOutcome, AuditResult, CandidateSet, Ranking, Rollout, SweepPlan
+from audit.records import AuditConfig, AuditOutcome, AuditResult, CandidateSet, Preflight, Ranking, Rollout, SweepPlan
 
 STEPS = ["subject", "corpus", "candidates", "scenario", "connections", "ranking", "plan", "preflight", "steering", "judging"]
 
@@ -112,10 +112,65 @@ def test_the_prediction_of_a_resumed_audit_is_the_one_that_was_locked(room: Path
 
 def test_another_configuration_is_another_audit(room: Path, config: AuditConfig) -> None:
     with opened(room, "others") as ledger:
-        for changed in (config, replace(config, seed=1), replace(config, samples=2), replace(config, strengths=(0.25,))):
+        given = (
+            config,
+            replace(config, seed=1),
+            replace(config, samples=2),
+            replace(config, strengths=(0.25,)),
+            replace(config, features=("clt/1/3",)),
+            replace(config, features=("clt/1/3",), ablate=True),
+            replace(config, treatments=("ablate clt/1/3 @1-2 all",)),
+        )
+        for changed in given:
             with pytest.raises(Interrupted):
                 run_audit(changed, ledger, Watcher(ledger, chunks=0))
-        assert len({header.fingerprint for header in ledger.audits()}) == 4
+        assert len({header.fingerprint for header in ledger.audits()}) == len(given)
+
+
+def test_a_treatment_in_other_words_is_the_same_audit(room: Path, config: AuditConfig) -> None:
+    with opened(room, "words") as ledger:
+        for words in ("clamp 2.0 absolute clt/1/3 @1,2 all free", "clamp 2 absolute clt/1/3 @1-2 all"):
+            with pytest.raises(Interrupted):
+                run_audit(replace(config, treatments=(words,)), ledger, Watcher(ledger, chunks=0))
+        assert len(ledger.audits()) == 1
+
+
+def test_named_features_are_predicted_before_they_are_steered(room: Path, config: AuditConfig) -> None:
+    with opened(room, "named") as ledger:
+        named = replace(config, features=("clt/1/3", "clt/0/2"), ablate=True, scenario_rollouts=0)
+        audit = run_audit(named, ledger, SilentObserver()).audit
+        kinds = [event.kind for event in ledger.events(audit)]
+        assert kinds.index("prediction") < kinds.index("plan") < kinds.index("preflight") < kinds.index("chunk")
+        assert {str(each.feature) for each in ledger.get(audit, Ranking).features} == {"clt/1/3", "clt/0/2"}
+        labels = {cell.label for cell in ledger.get(audit, SweepPlan).cells}
+        assert {"clt/1/3 ablated", "clt/0/2 ablated", "clt/1/3 ×0.25"} < labels
+        assert {cell.cell for cell in ledger.get(audit, AuditResult).cells} == labels
+        assert ledger.config(audit) == named
+
+
+@pytest.mark.parametrize(
+    ("engine", "reason", "said"),
+    [
+        ("layerwise", "", ""),
+        ("transformers", "'gpt2' models have no adapter", "; rows decoded by transformers: 'gpt2' models have no adapter"),
+    ],
+)
+def test_the_preflight_says_why_rows_are_decoded_by_transformers(
+    room: Path, config: AuditConfig, monkeypatch: pytest.MonkeyPatch, engine: str, reason: str, said: str
+) -> None:
+    check = pipeline.preflight.check
+    monkeypatch.setattr(
+        pipeline.preflight, "check", lambda *given, **named: replace(check(*given, **named), engine=engine, engine_reason=reason)
+    )
+    with opened(room, f"engine-{engine}") as ledger:
+        observer = Watcher(ledger, chunks=1)
+        with pytest.raises(Interrupted):
+            run_audit(config, ledger, observer)
+        (header,) = ledger.audits()
+        found = ledger.get(header.audit, Preflight)
+    assert (found.engine, found.engine_reason) == (engine, reason)
+    (summary,) = [event.summary for event in observer.events if isinstance(event, StepFinished) and event.step == "preflight"]
+    assert summary == "a zero dose changes nothing, every other dose does" + said
 
 
 def test_other_threads_or_other_scenarios_are_another_audit(room: Path, config: AuditConfig, monkeypatch: pytest.MonkeyPatch) -> None:

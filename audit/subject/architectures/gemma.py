@@ -15,6 +15,7 @@ ARCHITECTURE = Architecture(
     final_norm="norm",
     mlp_norm="pre_feedforward_layernorm",
     norm="rms_plus_one",
+    stepwise=True,
     norms_after_mlp=True,
     reads=MappingProxyType(
         {

@@ -12,6 +12,7 @@ ARCHITECTURE = Architecture(
     final_norm="norm",
     mlp_norm="post_attention_layernorm",
     norm="rms",
+    stepwise=True,
     norms_after_mlp=False,
     reads=MappingProxyType(
         {

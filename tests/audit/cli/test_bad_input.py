@@ -126,6 +126,105 @@ def test_strengths_that_mean_nothing_are_refused(ulterior: Call, audit_arguments
     assert said.code == 2
 
 
+@pytest.fixture
+def sweep_arguments(small_scenario: Path, organism_dir: Path) -> list[object]:
+    return ["sweep", "clt/1/3", "--scenario", small_scenario, "--subject", organism_dir, "--samples", 1, "--scenario-rollouts", 0]
+
+
+@pytest.mark.parametrize("feature", ["clt/9/0", "plt/0/0", "clt/0/24"])
+@pytest.mark.parametrize("form", ["{}", "--treatment=add 0.5 residual {} @0-2 all"])
+def test_a_feature_that_the_dictionary_lacks_is_refused_before_the_corpus(
+    ulterior: Call, sweep_arguments: list[object], feature: str, form: str
+) -> None:
+    said = ulterior(*sweep_arguments, form.format(feature))
+    told(said, 2, "No such feature", feature)
+    assert "corpus " not in said.err
+    assert list(Path().iterdir()) == []
+
+
+def test_what_names_no_feature_is_refused(ulterior: Call, sweep_arguments: list[object]) -> None:
+    told(ulterior(*sweep_arguments, "clt-1-3"), 2, "Not a feature", "clt-1-3", "clt/2/81")
+
+
+def test_a_sweep_needs_a_scenario_that_there_is(ulterior: Call, sweep_arguments: list[object]) -> None:
+    told(ulterior("sweep", "clt/1/3"), 2, "No scenario", "--scenario blackmail")
+    told(ulterior("sweep", "blackmail", "--samples", "2"), 2, "No scenario", "--scenario blackmail")
+    told(ulterior("sweep", "clt/1/3", "--scenario", "blackmial"), 2, "blackmial", "Did you mean 'blackmail'?")
+
+
+@pytest.mark.parametrize(
+    ("treatment", "words"),
+    [
+        ("push 1 residual clt/1/3 @1-2 all", ("'push' is no operation", "add 0.5 residual clt/2/81 @2-4 all")),
+        ("add 1 residual clt/1/3 @1-2", ("'add' is followed by",)),
+        ("add strong residual clt/1/3 @1-2 all", ("its strength, 'strong', is not a finite number",)),
+        ("add 1 stone clt/1/3 @1-2 all", ("'stone' is no unit",)),
+        ("clamp 1 residual clt/1/3 @1-2 all", ("'clamp' cannot have the unit 'residual'",)),
+        ("add 1 residual clt/1/3 @1-2 somewhere", ("'somewhere' names no positions",)),
+        ("add 1 residual clt/1/3 @1-2 spans:5..3", ("5..3 is empty",)),
+        ("add 1 residual clt/1/3 @0-2 all", ("clt/1/3 writes to layers 1 to 2 only",)),
+        ("", ("'' is no operation",)),
+    ],
+)
+def test_a_treatment_that_is_malformed_says_which_part(
+    ulterior: Call, sweep_arguments: list[object], treatment: str, words: tuple[str, ...]
+) -> None:
+    said = ulterior(*sweep_arguments, "--treatment", treatment)
+    told(said, 2, "Treatment refused", *words)
+    assert "corpus " not in said.err
+    assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "positions", ["spans", "spans:", "spans:a..b", "spans:5..3", "spans:1..4,3..6", "spans:-1..3", "nowhere", "all frozen", ""]
+)
+def test_positions_that_name_no_tokens_are_refused(ulterior: Call, sweep_arguments: list[object], positions: str) -> None:
+    told(ulterior(*sweep_arguments, "--positions", positions), 2, "Positions refused", f"'{positions}'", "spans:12..40,-8..-1")
+    told(ulterior("run", *sweep_arguments[3:], "--positions", positions), 2, "Positions refused")
+
+
+def test_a_unit_without_strengths_of_its_own_needs_some(ulterior: Call, sweep_arguments: list[object]) -> None:
+    said = ulterior(*sweep_arguments, "--unit", "absolute")
+    told(said, 2, "No strengths", "absolute", "--strengths")
+    assert "corpus " not in said.err
+
+
+@pytest.mark.parametrize("option", [("--strengths", "0"), ("--factor", "1"), ("--factor", "two"), ("--clamp", "nan"), ("--clamp", "1,1")])
+def test_numbers_that_mean_nothing_are_refused(ulterior: Call, sweep_arguments: list[object], option: tuple[str, str]) -> None:
+    told(ulterior(*sweep_arguments, *option), 2, option[1].split(",")[0], "ulterior sweep --help")
+
+
+def test_a_negative_divergence_is_a_strength_of_the_other_sign(ulterior: Call, sweep_arguments: list[object]) -> None:
+    said = ulterior(*sweep_arguments, "--unit", "kl", "--strengths", "0.05,-0.05", "--json")
+    assert said.code == 0, said.err
+    cells = {each["cell"]: each for each in json.loads(said.out)["cells"]}
+    up, down = (cells[f"clt/1/3 ×{strength}"]["doses"] for strength in ("0.05", "-0.05"))
+    assert up["absolute"] > 0 > down["absolute"]
+    assert abs(up["kl"] - 0.05) < 0.005
+    assert abs(down["kl"] - 0.05) < 0.005
+
+
+@pytest.mark.parametrize("option", [("--ablate",), ("--factor", "0")])
+def test_a_silent_feature_cannot_be_ablated(
+    ulterior: Call, sweep_arguments: list[object], organism_dir: Path, option: tuple[str, ...]
+) -> None:
+    from audit.events import SilentObserver
+    from audit.pipeline import prepare
+    from audit.records import AuditConfig
+    from audit.subject import observe
+
+    config = AuditConfig(scenario=str(sweep_arguments[3]), subject=str(organism_dir))
+    bench = prepare(config, SilentObserver())
+    prompt = bench.subject.model.encode_chat(bench.scenario.variant(0))
+    found = observe(bench.subject.model, bench.subject.dictionary, [prompt])
+    silent = [(layer, int(index)) for layer in range(3) for index in (found.layers[layer].getnnz(axis=0) == 0).nonzero()[0]]
+    busy = {(layer, int(index)) for layer in range(3) for index in (bench.activations.layers[layer].getnnz(axis=0) > 20).nonzero()[0]}
+    layer, index = next(each for each in silent if each in busy)
+    said = ulterior("sweep", f"clt/{layer}/{index}", *sweep_arguments[2:], "--positions", "prompt", *option)
+    told(said, 3, "A treatment does nothing", f"clt/{layer}/{index}")
+    assert "0 of" not in said.out
+
+
 def test_a_concept_that_nothing_matches_is_said(ulterior: Call, audit_arguments: list[object]) -> None:
     said = ulterior(*audit_arguments, "--concept", "photosynthesis of ferns")
     assert said.code == 2

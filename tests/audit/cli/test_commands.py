@@ -100,22 +100,6 @@ def test_the_steps_are_commands(ulterior: Callable[..., Any], audit_arguments: l
     assert list(Path().iterdir()) == []
 
 
-def test_chosen_features_are_swept_beside_the_controls(ulterior: Callable[..., Any], audit_arguments: list[object]) -> None:
-    given = ["sweep", *audit_arguments[1:], "--feature", "clt/1/3", "--feature", "clt/0/2", "--strengths", "0.5", "--quiet"]
-    cells = {each["cell"]: each for each in json.loads(ulterior(*given, "--json").out)}
-    assert {"none", "zero", "clt/1/3 ×0.5", "clt/0/2 ×0.5"} <= cells.keys()
-    assert cells["none"]["n"] == 4
-    assert all(name in ulterior(*given).out for name in cells)
-    assert list(Path().iterdir()) == []
-
-
-@pytest.mark.parametrize("feature", ["clt/9/0", "plt/0/0", "clt/0/24"])
-def test_a_feature_that_is_not_there_is_refused(ulterior: Callable[..., Any], audit_arguments: list[object], feature: str) -> None:
-    said = ulterior("sweep", *audit_arguments[1:], "--feature", feature)
-    assert said.code == 2
-    assert "No such feature" in said.err
-
-
 def test_a_ledger_is_listed_shown_and_verified(ulterior: Callable[..., Any], finished_ledger: Path) -> None:
     (header,) = json.loads(ulterior("ledger", "list", "--ledger", finished_ledger, "--json").out)
     assert header["finished"]

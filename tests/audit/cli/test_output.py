@@ -54,12 +54,12 @@ def test_who_is_not_predicted_is_not_said_to_discuss(ulterior: Callable[..., Any
 
 def test_features_can_be_multiplied_too(ulterior: Callable[..., Any], audit_arguments: list[object]) -> None:
     feature = json.loads(ulterior("rank", *audit_arguments[1:4], "--json").out)["features"][0]["feature"]
-    given = ["sweep", *audit_arguments[1:], "--feature", feature, "--strengths", "0.5", "--quiet"]
-    said = ulterior(*given, "--factor", "0,-1", "--json")
-    assert said.code == 0
-    cells = [each["cell"] for each in json.loads(said.out)]
+    rest = ["--scenario", *audit_arguments[1:], "--strengths", "0.5", "--quiet"]
+    said = ulterior("sweep", feature, *rest, "--factor", "0,-1", "--json")
+    assert said.code == 0, said.err
+    cells = [each["cell"] for each in json.loads(said.out)["cells"]]
     assert {f"{feature} factor 0", f"{feature} factor -1", f"{feature} \u00d70.5"} <= set(cells)
-    refused = ulterior(*given, "--factor", "1")
+    refused = ulterior("sweep", feature, *rest, "--factor", "1")
     assert refused.code == 2
     assert "other than 1" in refused.err
-    assert ulterior("sweep", *audit_arguments[1:], "--feature", "clt/\u00b2/0").code == 2
+    assert ulterior("sweep", "clt/\u00b2/0", *rest).code == 2

@@ -63,10 +63,11 @@ def test_a_plan_is_printed_and_nothing_is_recorded(ulterior: Callable[..., Any],
     plan = json.loads(said.out)
     assert said.code == 0
     assert plan["n_rollouts"] == len(plan["plan"]["cells"]) * 4
-    assert plan["seconds"] >= 0
+    assert plan["seconds"] == round(plan["cost"]["seconds"], 1)
     assert list(Path().iterdir()) == []
     text = ulterior(*audit_arguments, "--plan", "--quiet").out
-    assert f"{plan['n_rollouts']} rollouts" in text
+    assert re.search(rf"^rollouts +{plan['n_rollouts']}, \d+ rows? at a time$", text, re.MULTILINE)
+    assert re.split(r" {2,}", text.splitlines()[0]) == ["cell", "arm", "prompt", "residual", "max_activation", "absolute", "kl", "rollouts"]
 
 
 def test_what_was_passed_is_recorded_as_passed(ulterior: Callable[..., Any], audit_arguments: list[object]) -> None:

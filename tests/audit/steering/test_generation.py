@@ -3,16 +3,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from audit.errors import Interrupted, SubjectError
+from audit.errors import Interrupted, SubjectError, UsageError
 from audit.events import Event, SilentObserver
-from audit.records import FeatureId, Positions, Treatment
+from audit.records import Attention, FeatureId, Positions, Treatment
 from audit.steering import generation
-from audit.steering.generation import Batch, choose, generate, uniforms
+from audit.steering.generation import Engine, Request, generate
+from audit.steering.sampling import uniforms
 from audit.steering.strengths import Scales, direction_of
 from audit.steering.treatments import additive, multiplicative
 from audit.subject import Subject
@@ -33,38 +32,50 @@ def treatments(subject: Subject, firing: FeatureId) -> tuple[Treatment | None, .
     )
 
 
+Tokens = tuple[tuple[tuple[int, ...], ...], ...]
+
+
 def sample(
     subject: Subject,
     measured: Scales,
     prompt_ids: tuple[int, ...],
     cells: tuple[Treatment | None, ...],
     drawn: NDArray[np.float64] = GREEDY,
+    *,
     temperature: float = 0,
-) -> tuple[tuple[tuple[int, ...], ...], ...]:
-    batch = Batch(prompt_ids=prompt_ids, treatments=cells, uniforms=drawn, temperature=temperature)
-    return generate(subject, batch, measured, observer=SilentObserver())
+    ends: tuple[int, ...] = (),
+    rows: int | None = None,
+    engine: Engine | None = None,
+) -> Tokens:
+    """Configuration → sample → tokens."""
+    request = Request(prompt_ids=prompt_ids, treatments=cells, uniforms=drawn, temperature=temperature, ends=ends, rows=rows)
+    found = {
+        (each.configuration, each.sample): each.token_ids
+        for each in generate(subject, request, measured, observer=SilentObserver(), engine=engine)
+    }
+    assert len(found) == len(cells) * len(drawn)
+    return tuple(tuple(found[configuration, k] for k in range(len(drawn))) for configuration in range(len(cells)))
 
 
-@pytest.fixture
-def _endless(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generation, "end_ids", lambda model: ())
+@pytest.fixture(params=["layerwise", "transformers"])
+def engine(request: pytest.FixtureRequest) -> Engine:
+    found: Engine = request.param
+    return found
 
 
-@pytest.mark.usefixtures("_endless")
 def test_a_mixed_batch_gives_the_tokens_of_each_treatment_alone(
-    tiny_subject: Subject, measured: Scales, prompt_ids: tuple[int, ...], firing: FeatureId
+    tiny_subject: Subject, measured: Scales, prompt_ids: tuple[int, ...], firing: FeatureId, engine: Engine
 ) -> None:
     cells = treatments(tiny_subject, firing)
-    together = sample(tiny_subject, measured, prompt_ids, cells)
-    assert together == tuple(sample(tiny_subject, measured, prompt_ids, (cell,))[0] for cell in cells)
+    together = sample(tiny_subject, measured, prompt_ids, cells, engine=engine)
+    assert together == tuple(sample(tiny_subject, measured, prompt_ids, (cell,), engine=engine)[0] for cell in cells)
     assert all(len(tokens) == 64 for (tokens,) in together)
     assert len(set(together)) == len(cells)  # every treatment does something
 
 
-@pytest.mark.usefixtures("_endless")
-@pytest.mark.parametrize("positions", Positions)
+@pytest.mark.parametrize("positions", [Positions.PROMPT, Positions.GENERATED, Positions.ALL])
 def test_tokens_are_those_of_transformers_with_a_plain_hook(
-    tiny_subject: Subject, measured: Scales, prompt_ids: tuple[int, ...], positions: Positions
+    tiny_subject: Subject, measured: Scales, prompt_ids: tuple[int, ...], positions: Positions, engine: Engine
 ) -> None:
     model = tiny_subject.model
     treatment = additive(tiny_subject.dictionary, "clt/0/7", 0.6, positions=positions)
@@ -86,21 +97,21 @@ def test_tokens_are_those_of_transformers_with_a_plain_hook(
     expected = model.hf.generate(ids, attention_mask=torch.ones_like(ids), **options)  # type: ignore[operator]
     for handle in handles:
         handle.remove()
-    got = sample(tiny_subject, measured, prompt_ids, (treatment, None))
+    got = sample(tiny_subject, measured, prompt_ids, (treatment, None), engine=engine)
     assert got[0][0] == tuple(expected[0, len(prompt_ids) :].tolist())
     assert got[0] != got[1]
 
 
+@pytest.mark.parametrize("rows", [None, 1, 3, 10])
 def test_rows_that_end_leave_the_others_as_they_are(
-    tiny_subject: Subject, measured: Scales, prompt_ids: tuple[int, ...], firing: FeatureId, monkeypatch: pytest.MonkeyPatch
+    tiny_subject: Subject, measured: Scales, prompt_ids: tuple[int, ...], firing: FeatureId, engine: Engine, rows: int | None
 ) -> None:
+    """Whether all rows are written at once, or further ones take the places of those that have ended."""
     cells = treatments(tiny_subject, firing)
     drawn = np.stack([uniforms(0, 0, k, 24) for k in range(4)])
-    monkeypatch.setattr(generation, "end_ids", lambda model: ())
-    endless = sample(tiny_subject, measured, prompt_ids, cells, drawn, 1.0)
-    ends = set(range(0, 480, 10))
-    monkeypatch.setattr(generation, "end_ids", lambda model: tuple(ends))
-    ended = sample(tiny_subject, measured, prompt_ids, cells, drawn, 1.0)
+    ends = tuple(range(0, 480, 10))
+    endless = sample(tiny_subject, measured, prompt_ids, cells, drawn, temperature=1.0)
+    ended = sample(tiny_subject, measured, prompt_ids, cells, drawn, temperature=1.0, ends=ends, rows=rows, engine=engine)
     lengths = set()
     for tokens, whole in zip(sum(ended, ()), sum(endless, ()), strict=True):
         stop = next((place + 1 for place, token in enumerate(whole) if token in ends), len(whole))
@@ -109,47 +120,14 @@ def test_rows_that_end_leave_the_others_as_they_are(
     assert len(lengths) > 4
 
 
-@pytest.mark.usefixtures("_endless")
 def test_cells_share_their_random_numbers(tiny_subject: Subject, measured: Scales, prompt_ids: tuple[int, ...]) -> None:
     drawn = np.stack([uniforms(0, 0, k, 32) for k in range(3)])
     nothing = additive(tiny_subject.dictionary, "clt/0/7", 0)
     something = additive(tiny_subject.dictionary, "clt/0/7", 1)
-    plain, zero, other = sample(tiny_subject, measured, prompt_ids, (None, nothing, something), drawn, 1.0)
+    plain, zero, other = sample(tiny_subject, measured, prompt_ids, (None, nothing, something), drawn, temperature=1.0)
     assert plain == zero
     assert plain != other
     assert len(set(plain)) == 3
-
-
-def test_uniforms_depend_on_seed_variant_and_sample_alone() -> None:
-    assert np.array_equal(uniforms(1, 2, 3, 10), uniforms(1, 2, 3, 40)[:10])
-    keys = [(seed, variant, sample) for seed in range(3) for variant in range(3) for sample in range(3)]
-    assert len({float(uniforms(*key, 1)[0]) for key in keys}) == len(keys)
-    many = np.concatenate([uniforms(0, 0, sample, 100) for sample in range(200)])
-    assert 0 <= many.min() < many.max() < 1
-    assert many.mean() == pytest.approx(0.5, abs=0.01)
-
-
-@given(
-    st.lists(st.floats(-30, 30) | st.just(-np.inf), min_size=2, max_size=12).filter(lambda found: max(found) > -np.inf),
-    st.floats(0, 1, exclude_max=True),
-    st.floats(0.2, 3),
-)
-def test_choose_inverts_the_cumulated_distribution(logits: list[float], uniform: float, temperature: float) -> None:
-    scaled = torch.tensor(logits, dtype=torch.float32).double() / temperature
-    weights = torch.softmax(scaled, 0).tolist()
-    total, expected = 0.0, None
-    for token, weight in enumerate(weights):
-        total += weight
-        if expected is None and total > uniform * sum(weights):
-            expected = token
-    got = int(choose(torch.tensor([logits]), torch.tensor([uniform], dtype=torch.float64), temperature)[0])
-    near = sum(weights[: max(got, expected or 0)]) - uniform
-    assert got == expected or abs(near) < 1e-12
-    assert weights[got] > 0 or abs(near) < 1e-12
-
-
-def test_temperature_zero_takes_the_likeliest() -> None:
-    assert choose(torch.tensor([[0.0, 3.0, 1.0], [5.0, 3.0, 5.0]]), torch.zeros(2, dtype=torch.float64), 0).tolist() == [1, 0]
 
 
 class StopsAfter:
@@ -166,14 +144,44 @@ class StopsAfter:
         return self.left < 0
 
 
-@pytest.mark.usefixtures("_endless")
-def test_a_stop_is_seen_between_forward_passes(tiny_subject: Subject, measured: Scales, prompt_ids: tuple[int, ...]) -> None:
-    batch = Batch(prompt_ids=prompt_ids, treatments=(None,), uniforms=GREEDY, temperature=0)
+def test_a_stop_is_seen_between_forward_passes(
+    tiny_subject: Subject, measured: Scales, prompt_ids: tuple[int, ...], engine: Engine
+) -> None:
+    request = Request(prompt_ids=prompt_ids, treatments=(None,), uniforms=GREEDY, temperature=0, ends=())
     watcher = StopsAfter(10)
     with pytest.raises(Interrupted):
-        generate(tiny_subject, batch, measured, observer=watcher)
+        list(generate(tiny_subject, request, measured, observer=watcher, engine=engine))
     assert watcher.left == -1
-    generate(tiny_subject, batch, measured, observer=StopsAfter(64))
+    assert len(list(generate(tiny_subject, request, measured, observer=StopsAfter(68), engine=engine))) == 1
+
+
+def test_between_answers_nobody_elses_forward_pass_is_steered(
+    tiny_subject: Subject, measured: Scales, prompt_ids: tuple[int, ...], firing: FeatureId
+) -> None:
+    model, ids = tiny_subject.model, torch.tensor([list(prompt_ids)])
+    drawn = np.stack([uniforms(0, 0, k, 24) for k in range(4)])
+    cells = treatments(tiny_subject, firing)
+    request = Request(prompt_ids=prompt_ids, treatments=cells, uniforms=drawn, temperature=1.0, ends=tuple(range(0, 480, 10)), rows=9)
+    plain, seen = model.forward(ids), 0
+    implementation = model.hf.config._attn_implementation
+    for _ in generate(tiny_subject, request, measured, observer=SilentObserver()):
+        assert model.hf.config._attn_implementation == implementation
+        assert torch.equal(model.forward(ids), plain)
+        seen += 1
+    assert seen == len(cells) * 4
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.hf.modules())
+
+
+def test_an_engine_that_the_model_cannot_take_is_refused(
+    tiny_subject: Subject, measured: Scales, prompt_ids: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generation, "lacking", lambda model: "no adapter")
+    with pytest.raises(UsageError, match="no adapter"):
+        sample(tiny_subject, measured, prompt_ids, (None,), engine="layerwise")
+    frozen = additive(tiny_subject.dictionary, "clt/0/7", 1, attention=Attention.FROZEN)
+    with pytest.raises(UsageError, match="frozen"):
+        sample(tiny_subject, measured, prompt_ids, (frozen,))
+    assert sample(tiny_subject, measured, prompt_ids, (None,))[0][0]
 
 
 def test_a_prompt_without_room_for_the_answer_is_refused(tiny_subject: Subject, measured: Scales, prompt_ids: tuple[int, ...]) -> None:

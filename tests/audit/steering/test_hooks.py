@@ -12,7 +12,7 @@ from torch import Tensor
 from audit.errors import SubjectError, UsageError
 from audit.events import SilentObserver
 from audit.records import FeatureId, Positions, StrengthUnit, Treatment
-from audit.steering.generation import Batch, generate
+from audit.steering.generation import Request, generate
 from audit.steering.hooks import compile_rows, steer
 from audit.steering.strengths import Scales, direction_of
 from audit.steering.treatments import additive, multiplicative
@@ -133,22 +133,44 @@ def test_a_mixed_batch_equals_each_treatment_alone(
         torch.testing.assert_close(together[row], alone[0], atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(("phase", "positions"), [("prompt", Positions.GENERATED), ("generated", Positions.PROMPT)])
-def test_positions_are_kept_apart(
-    tiny_subject: Subject, prompt_ids: tuple[int, ...], measured: Scales, phase: str, positions: Positions
-) -> None:
+@pytest.mark.parametrize("positions", [Positions.GENERATED, Positions.PROMPT])
+def test_positions_are_kept_apart(tiny_subject: Subject, prompt_ids: tuple[int, ...], measured: Scales, positions: Positions) -> None:
     model, ids = tiny_subject.model, torch.tensor([list(prompt_ids)])
     rows = compile_rows(model, tiny_subject.dictionary, [additive(tiny_subject.dictionary, "clt/0/7", 1, positions=positions)], measured)
-    with torch.inference_mode(), steer(model, tiny_subject.dictionary, rows, first=1) as steering:
-        plain = steering.rows.layers == (0, 1, 2)
-        steering.phase = "prompt" if phase == "prompt" else "generated"
-        untouched = model.forward(ids)
-        steering.phase = "generated" if phase == "prompt" else "prompt"
-        touched = model.forward(ids)
+    writes = positions is Positions.GENERATED
     with torch.inference_mode():
-        assert plain
-        assert torch.equal(untouched, model.forward(ids))
-        assert not torch.equal(touched, untouched)
+        plain, plain_token = model.forward(ids), model.forward(ids[:, :1])
+        with steer(model, tiny_subject.dictionary, rows, first=1) as steering:
+            over_prompt = model.forward(ids)
+            steering.over_token(rows, torch.tensor([writes]))
+            over_token = model.forward(ids[:, :1])
+    assert rows.layers == (0, 1, 2)
+    assert torch.equal(over_prompt, plain) == writes
+    assert torch.equal(over_token, plain_token) == (not writes)
+
+
+@pytest.mark.parametrize("skipped", [0, 5])
+def test_spans_are_written_and_nothing_else(
+    tiny_subject: Subject, prompt_ids: tuple[int, ...], measured: Scales, skipped: int
+) -> None:
+    """Of a pass over the whole prompt, or over its last tokens alone."""
+    dictionary, n = tiny_subject.dictionary, len(prompt_ids)
+    treatment = additive(dictionary, "clt/2/7", 1, positions=Positions.SPANS, spans=((0, 2), (6, 6), (n, n + 3), (-2, -1)))
+    rows = compile_rows(tiny_subject.model, dictionary, [treatment], measured)
+    vector = direction_of(dictionary, treatment, measured)[2]
+    x = torch.randn(1, n, 16)
+    with steer(tiny_subject.model, dictionary, rows, first=1) as steering:
+        steering.over_prompt(rows, n)
+        steering.counting = True
+        new = steering.write(2, x[:, skipped:])
+    expected = x.clone()
+    for at in (1, 2, 6, n - 2, n - 1):
+        expected[:, at] += vector
+    assert torch.equal(new, expected[:, skipped:])
+    assert steering.written == sum(at >= skipped for at in (1, 2, 6, n - 2, n - 1))
+    reach = rows.reaches[0]
+    assert reach is not None
+    assert [reach.at(n + k, n) for k in range(6)] == [True, True, True, True, False, False]
 
 
 def test_hooks_are_gone_afterwards_even_after_an_error(tiny_subject: Subject, measured: Scales, firing: FeatureId) -> None:
@@ -329,11 +351,13 @@ def test_a_factor_acts_on_every_generated_token_as_on_the_prompt(
     """With a cache and several samples a row, against whole passes over the text so far."""
     subject = one_layer(tiny_subject, gated[1], dictionary_of, hook)
     treatments = [multiplicative(subject.dictionary, f"sae/1/{index}", 4) for index in (3, 11)]
-    batch, changed = Batch(prompt_ids=prompt_ids, treatments=tuple(treatments), uniforms=np.zeros((2, 5)), temperature=0), []
-    for treatment, samples in zip(treatments, generate(subject, batch, UNIT, observer=SilentObserver()), strict=True):
-        assert samples[0] == samples[1]
-        for done, token in enumerate(samples[0]):
-            text = (*prompt_ids, *samples[0][:done])
+    request, changed = Request(prompt_ids=prompt_ids, treatments=tuple(treatments), uniforms=np.zeros((2, 5)), temperature=0), []
+    found = {(each.configuration, each.sample): each.token_ids for each in generate(subject, request, UNIT, observer=SilentObserver())}
+    for configuration, treatment in enumerate(treatments):
+        tokens = found[configuration, 0]
+        assert tokens == found[configuration, 1]
+        for done, token in enumerate(tokens):
+            text = (*prompt_ids, *tokens[:done])
             logits, plain = (everything(subject, [each], text)[3, "logits"][0, -1] for each in (treatment, None))
             assert float(logits.max() - logits[token]) < 1e-3
             changed.append(float((logits - plain).abs().max()))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -7,16 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from audit.errors import PreflightError
+from audit.errors import PreflightError, UsageError
 from audit.events import SilentObserver
-from audit.records import ArmKind, Cell, FeatureId, Positions, PromptKind, Ranking, SweepPlan, Treatment
+from audit.records import ArmKind, Attention, Cell, FeatureId, Positions, PromptKind, Ranking, SweepPlan, Treatment
 from audit.scenario import Scenario
-from audit.steering import preflight
+from audit.steering import generation, preflight
 from audit.steering.hooks import Steering
+from audit.steering.layerwise import Layerwise
 from audit.steering.plan import plan_sweep
 from audit.steering.preflight import check
 from audit.steering.strengths import Scales
-from audit.steering.treatments import additive, multiplicative
+from audit.steering.treatments import ablate, additive, clamp, multiplicative, render
 from audit.subject import Dictionary, Subject
 
 UNRELATED = (FeatureId("clt", 0, 20), FeatureId("clt", 1, 21), FeatureId("clt", 0, 22))
@@ -50,6 +52,9 @@ def test_a_sound_sweep_passes(
     assert found.zero_dose_max_difference == 0
     assert found.full_dose_min_difference > 0
     assert found.firings_per_token == 1
+    assert (found.engine, found.engine_reason) == ("layerwise", "")
+    assert found.engine_max_difference is not None
+    assert 0 < found.engine_max_difference < 1e-4
 
 
 def test_every_direction_and_sign_is_covered_at_its_largest_dose(plan: SweepPlan) -> None:
@@ -71,7 +76,11 @@ def test_each_kind_of_treatment_is_seen(
     for treatment in (
         additive(dictionary, "clt/0/7", 0.5, positions=Positions.GENERATED),
         additive(dictionary, "clt/0/7", 0.5, positions=Positions.PROMPT),
+        additive(dictionary, "clt/0/7", 0.5, positions=Positions.SPANS, spans=((3, 4), (-1, -1))),
+        additive(dictionary, "clt/0/7", 0.5, attention=Attention.FROZEN),
         multiplicative(dictionary, str(firing), 0),
+        clamp(dictionary, str(firing), 2, layers=(2,)),
+        ablate(dictionary, str(firing)),
     ):
         assert check(tiny_subject, of(plan, treatment), scenario, measured, observer=SilentObserver()).full_dose_min_difference > 0
 
@@ -79,8 +88,10 @@ def test_each_kind_of_treatment_is_seen(
 def test_hooks_that_do_nothing_are_found(
     tiny_subject: Subject, scenario: Scenario, measured: Scales, plan: SweepPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    write = Steering.write
+
     def idle(self: Steering, layer: int, x: Tensor) -> Tensor:
-        self.written += x.shape[0] * x.shape[1]
+        write(self, layer, x)
         return x
 
     monkeypatch.setattr(Steering, "write", idle)
@@ -129,3 +140,39 @@ def test_a_multiplied_feature_that_is_silent_is_said(
 def test_a_plan_that_steers_nothing_is_refused(tiny_subject: Subject, scenario: Scenario, measured: Scales, plan: SweepPlan) -> None:
     with pytest.raises(PreflightError, match="Nothing is steered"):
         check(tiny_subject, of(plan, additive(tiny_subject.dictionary, "clt/0/7", 0)), scenario, measured, observer=SilentObserver())
+
+
+def test_an_engine_that_computes_something_else_is_found(
+    tiny_subject: Subject, scenario: Scenario, measured: Scales, plan: SweepPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits = Layerwise.logits
+    monkeypatch.setattr(Layerwise, "logits", lambda self, hidden: logits(self, hidden) * 1.01)
+    with pytest.raises(PreflightError, match="does not compute what transformers does"):
+        check(tiny_subject, plan, scenario, measured, observer=SilentObserver())
+
+
+def test_a_model_without_an_adapter_is_checked_by_transformers_own_pass(
+    tiny_subject: Subject, scenario: Scenario, measured: Scales, plan: SweepPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generation, "lacking", lambda model: "none was made")
+    found = check(tiny_subject, plan, scenario, measured, observer=SilentObserver())
+    assert (found.engine, found.engine_reason) == ("transformers", "none was made")
+    assert (found.zero_dose_max_difference, found.firings_per_token, found.engine_max_difference) == (0, 1, 0)
+    frozen = of(plan, additive(tiny_subject.dictionary, "clt/0/7", 0.5, attention=Attention.FROZEN))
+    with pytest.raises(UsageError, match="frozen"):
+        check(tiny_subject, frozen, scenario, measured, observer=SilentObserver())
+
+
+def test_spans_far_into_the_answer_are_seen_and_those_behind_it_are_named(
+    tiny_subject: Subject, scenario: Scenario, measured: Scales, plan: SweepPlan, prompt_ids: tuple[int, ...]
+) -> None:
+    def at(low: int, high: int) -> Treatment:
+        return additive(tiny_subject.dictionary, "clt/0/7", 0.5, positions=Positions.SPANS, spans=((low, high),))
+
+    n = len(prompt_ids)
+    found = check(tiny_subject, of(plan, at(n + 3, n + 4)), scenario, measured, observer=SilentObserver())
+    assert found.full_dose_min_difference > 0
+    assert found.firings_per_token == 1
+    beyond = at(n + plan.max_new_tokens, n + 50)
+    with pytest.raises(PreflightError, match=f"'{re.escape(render(beyond))}': the prompt has {n} tokens and the answer at most 6"):
+        check(tiny_subject, of(plan, beyond), scenario, measured, observer=SilentObserver())

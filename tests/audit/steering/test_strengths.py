@@ -7,11 +7,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from audit.errors import UsageError
 from audit.records import FeatureId, StrengthUnit
-from audit.steering.strengths import NORM_DOCUMENTS, Scales, direction_of, scales, to_unit, written_norm
-from audit.steering.treatments import additive, multiplicative
+from audit.steering.strengths import (
+    NORM_DOCUMENTS,
+    Scales,
+    activation_per_unit,
+    clamp_value,
+    decoder_of,
+    direction_of,
+    scales,
+    strength_activation,
+    to_unit,
+    written_norm,
+)
+from audit.steering.treatments import ablate, additive, clamp, multiplicative
 from audit.subject import Dictionary, Subject, TokenActivations, observe, residual_norms
 from audit.subject.activations import content_batches
 
@@ -52,7 +65,75 @@ def test_max_activation_unit_is_the_decoder_times_the_largest_activation(tiny_su
     torch.testing.assert_close(torch.stack(list(vectors.values())), expected)
 
 
-@pytest.mark.parametrize("unit", [StrengthUnit.RESIDUAL, StrengthUnit.MAX_ACTIVATION])
+@pytest.mark.parametrize("direction", ["clt/1/7", "random/0@clt/1/7"])
+def test_absolute_unit_is_the_decoder_itself(tiny_subject: Subject, measured: Scales, direction: str) -> None:
+    treatment = additive(tiny_subject.dictionary, direction, -3, unit=StrengthUnit.ABSOLUTE)
+    vectors = direction_of(tiny_subject.dictionary, treatment, measured)
+    decoder = decoder_of(tiny_subject.dictionary, treatment)
+    assert vectors.keys() == decoder.keys() == {1, 2}
+    assert all(torch.equal(vectors[layer], -3 * decoder[layer]) for layer in vectors)
+    assert strength_activation(tiny_subject.dictionary, treatment, measured) == -3.0
+
+
+LINEAR = (StrengthUnit.RESIDUAL, StrengthUnit.MAX_ACTIVATION, StrengthUnit.ABSOLUTE)
+
+
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    strength=st.floats(-1e6, 1e6),
+    unit=st.sampled_from(LINEAR),
+    other=st.sampled_from(LINEAR),
+    direction=st.sampled_from(["clt/1/7", RANDOM]),
+)
+def test_units_are_proportional(
+    tiny_subject: Subject, measured: Scales, strength: float, unit: StrengthUnit, other: StrengthUnit, direction: str
+) -> None:
+    dictionary = tiny_subject.dictionary
+    treatment = additive(dictionary, direction, strength, unit=unit)
+    here, there = (activation_per_unit(dictionary, treatment, measured, each) for each in (unit, other))
+    converted = to_unit(dictionary, treatment, measured, other)
+    assert converted == replace(treatment, unit=other, strength=strength if other is unit else strength * here / there)
+    assert strength_activation(dictionary, treatment, measured) == strength * here
+    assert activation_per_unit(dictionary, treatment, measured, StrengthUnit.ABSOLUTE) == 1.0
+
+
+def test_a_clamps_value_is_an_activation(tiny_subject: Subject, measured: Scales) -> None:
+    dictionary = tiny_subject.dictionary
+    largest = measured.max_of(FeatureId("clt", 1, 7))
+    assert clamp_value(dictionary, clamp(dictionary, "clt/1/7", -3), measured) == -3.0
+    half = clamp(dictionary, "clt/1/7", 0.5, unit=StrengthUnit.MAX_ACTIVATION)
+    assert clamp_value(dictionary, half, measured) == 0.5 * largest
+    assert clamp_value(dictionary, ablate(dictionary, "clt/1/7"), measured) == 0.0
+    assert to_unit(dictionary, half, measured, StrengthUnit.ABSOLUTE) == clamp(dictionary, "clt/1/7", 0.5 * largest)
+
+
+def refused(subject: Subject) -> list[tuple[str, Callable[[Scales], object]]]:
+    """What has no meaning, and why."""
+    dictionary = subject.dictionary
+    factor, held = multiplicative(dictionary, "clt/0/7", 2), clamp(dictionary, "clt/0/7", 2)
+    return [
+        ("does not hold the feature's activation", lambda scales: clamp_value(dictionary, factor, scales)),
+        ("does not hold the feature's activation", lambda scales: clamp_value(dictionary, additive(dictionary, "clt/0/7", 2), scales)),
+        ("no strength that is proportional", lambda scales: strength_activation(dictionary, factor, scales)),
+        ("no strength that is proportional", lambda scales: activation_per_unit(dictionary, held, scales, StrengthUnit.KL)),
+        ("activation decides", lambda scales: direction_of(dictionary, held, scales)),
+        ("activation decides", lambda scales: written_norm(dictionary, ablate(dictionary, "clt/0/7"), scales)),
+        ("'clamp' cannot have the unit 'residual'", lambda scales: to_unit(dictionary, held, scales, StrengthUnit.RESIDUAL)),
+        (
+            "'add' cannot have the unit 'factor'",
+            lambda scales: to_unit(dictionary, additive(dictionary, "clt/0/7", 2), scales, StrengthUnit.FACTOR),
+        ),
+    ]
+
+
+@pytest.mark.parametrize("case", range(8))
+def test_strengths_without_a_meaning_are_refused(tiny_subject: Subject, measured: Scales, case: int) -> None:
+    why, call = refused(tiny_subject)[case]
+    with pytest.raises(UsageError, match=why):
+        call(measured)
+
+
+@pytest.mark.parametrize("unit", LINEAR)
 def test_a_random_direction_has_the_features_norm_at_each_layer(tiny_subject: Subject, measured: Scales, unit: StrengthUnit) -> None:
     own = direction_of(tiny_subject.dictionary, additive(tiny_subject.dictionary, "clt/0/7", 0.5, unit=unit), measured)
     random = direction_of(tiny_subject.dictionary, additive(tiny_subject.dictionary, RANDOM, 0.5, unit=unit), measured)
@@ -77,11 +158,14 @@ def test_doses_without_a_meaning_are_refused(
 ) -> None:
     silent = replace(measured, max_activation=tuple(np.zeros_like(layer) for layer in measured.max_activation))
     with pytest.raises(UsageError, match="never fires"):
+        clamp_value(tiny_subject.dictionary, clamp(tiny_subject.dictionary, "clt/0/7", 1, unit=StrengthUnit.MAX_ACTIVATION), silent)
+    with pytest.raises(UsageError, match="never fires"):
         direction_of(tiny_subject.dictionary, additive(tiny_subject.dictionary, "clt/0/7", 1, unit=StrengthUnit.MAX_ACTIVATION), silent)
     W_dec = dense_of(tiny_subject.dictionary).W_dec
     empty = with_tensors(tiny_subject.dictionary, W_dec=[torch.zeros_like(weights) for weights in W_dec])
-    with pytest.raises(UsageError, match="writes nothing"):
-        direction_of(empty, additive(empty, "clt/0/7", 1), measured)
+    for unit in (StrengthUnit.RESIDUAL, StrengthUnit.ABSOLUTE):
+        with pytest.raises(UsageError, match="writes nothing"):
+            direction_of(empty, additive(empty, "clt/0/7", 1, unit=unit), measured)
     with pytest.raises(UsageError, match="activation decides"):
         direction_of(tiny_subject.dictionary, multiplicative(tiny_subject.dictionary, "clt/0/7", 0), measured)
 

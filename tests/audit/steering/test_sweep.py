@@ -34,7 +34,7 @@ def plan(tiny_subject: Subject, ranking: Ranking, scenario: Scenario, measured: 
 
 @pytest.fixture
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweep, "MAX_ROWS", 12)
+    monkeypatch.setattr(sweep, "CHUNK", 12)
 
 
 def key(rollout: Rollout) -> tuple[str, int, int]:
@@ -45,7 +45,7 @@ def key(rollout: Rollout) -> tuple[str, int, int]:
 def test_chunks_hold_every_rollout_once(
     plan: SweepPlan, scenario: Scenario, monkeypatch: pytest.MonkeyPatch, rows: int, samples: int
 ) -> None:
-    monkeypatch.setattr(sweep, "MAX_ROWS", rows)
+    monkeypatch.setattr(sweep, "CHUNK", rows)
     plan = replace(plan, samples_per_variant=samples)
     found = chunks(plan, scenario)
     assert [chunk.index for chunk in found] == list(range(len(found)))
@@ -121,7 +121,38 @@ def test_an_interrupted_run_keeps_what_was_finished(tiny_subject: Subject, plan:
     running = run(tiny_subject, plan, scenario, measured, observer=watcher)
     with pytest.raises(Interrupted):
         kept.update(running)
-    assert watcher.done[-1] == sum(len(rollouts) for rollouts in kept.values()) >= 20
+    assert plan.n_rollouts > watcher.done[-1] >= 20
+    assert 0 < sum(len(rollouts) for rollouts in kept.values()) <= watcher.done[-1]
     rest = dict(run(tiny_subject, plan, scenario, measured, done=frozenset(kept), observer=SilentObserver()))
     assert sorted(kept.keys() | rest.keys()) == [chunk.index for chunk in chunks(plan, scenario)]
     assert not kept.keys() & rest.keys()
+
+
+def test_progress_is_told_and_ends_with_everything(tiny_subject: Subject, plan: SweepPlan, scenario: Scenario, measured: Scales) -> None:
+    watcher = Watcher(until=10**9)
+    done = frozenset({0})
+    before = sum(chunk.n_rollouts for chunk in chunks(plan, scenario) if chunk.index in done)
+    for _ in run(tiny_subject, plan, scenario, measured, done=done, observer=watcher):
+        pass
+    assert watcher.done[0] > before
+    assert watcher.done == sorted(watcher.done)
+    assert watcher.done[-1] == plan.n_rollouts
+    assert len(watcher.done) > len(plan.variants)
+
+
+def test_a_stop_text_ends_a_rollout_and_is_named(tiny_subject: Subject, plan: SweepPlan, scenario: Scenario, measured: Scales) -> None:
+    free = [each for _, found in run(tiny_subject, plan, scenario, measured, observer=SilentObserver()) for each in found]
+    words = [word for each in free for word in each.text.split()[1:3]]
+    stop = max(set(words), key=words.count)
+    stopping = scenario.model_copy(update={"stop": (stop,)})
+    stopped = [each for _, found in run(tiny_subject, plan, stopping, measured, observer=SilentObserver()) for each in found]
+    ended = 0
+    for one, other in zip(sorted(free, key=key), sorted(stopped, key=key), strict=True):
+        assert one.token_ids[: len(other.token_ids)] == other.token_ids
+        assert stop not in tiny_subject.model.decode(other.token_ids[:-1])
+        assert (stop in one.text) == bool(other.stopped_by)
+        if other.stopped_by:
+            ended += 1
+            assert other.stopped_by == stop
+            assert other.finished
+    assert ended > 0

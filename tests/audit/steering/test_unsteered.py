@@ -8,7 +8,8 @@ import pytest
 from audit.errors import Interrupted
 from audit.events import Event, SilentObserver, StepProgress
 from audit.scenario import Scenario
-from audit.steering.generation import Batch, generate, uniforms
+from audit.steering.generation import Request, generate
+from audit.steering.sampling import uniforms
 from audit.steering.strengths import Scales
 from audit.steering.unsteered import unsteered
 from audit.subject import Subject
@@ -28,9 +29,9 @@ def test_they_are_the_sweeps_own(tiny_subject: Subject, scenario: Scenario, meas
     found = unsteered(tiny_subject, scenario, measured, n_rollouts=6, seed=3, observer=SilentObserver())
     prompt_ids = tiny_subject.model.encode_chat(scenario.variant(2))
     drawn = np.stack([uniforms(3, 2, sample, scenario.max_new_tokens) for sample in range(2)])
-    batch = Batch(prompt_ids=prompt_ids, treatments=(None,), uniforms=drawn, temperature=1.0)
-    [expected] = generate(tiny_subject, batch, measured, observer=SilentObserver())
-    assert [each.token_ids for each in found[4:]] == list(expected)
+    request = Request(prompt_ids=prompt_ids, treatments=(None,), uniforms=drawn, temperature=1.0)
+    expected = {each.sample: each.token_ids for each in generate(tiny_subject, request, measured, observer=SilentObserver())}
+    assert [each.token_ids for each in found[4:]] == [expected[0], expected[1]]
 
 
 def test_another_seed_writes_something_else(tiny_subject: Subject, scenario: Scenario, measured: Scales) -> None:
