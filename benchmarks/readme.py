@@ -7,6 +7,7 @@ A test holds README.md equal to what this gives.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,25 @@ def blocks() -> dict[str, str]:
     opened = json.loads((ROOT / "benchmarks" / "results" / "open_dictionary.json").read_text(encoding="utf-8"))
     subject = "\n".join(line for made in evaluations for line in _table(made))
     weighed = json.loads((ROOT / "benchmarks" / "results" / "connections.json").read_text(encoding="utf-8"))
-    return {"connections": _connections(weighed), "open": _open(opened), "output": output, "subject": subject, "time": _time(run)}
+    steered = json.loads((ROOT / "benchmarks" / "results" / "steering.json").read_text(encoding="utf-8"))
+    return {
+        "connections": _connections(weighed),
+        "open": _open(opened),
+        "output": output,
+        "steering": _figures("steering_figure").summary(steered),
+        "subject": subject,
+        "time": _time(run),
+    }
+
+
+def _figures(name: str) -> Any:
+    """A module beside this one, wherever this one was started or read from."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _time(run: dict[str, Any]) -> str:

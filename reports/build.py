@@ -11,6 +11,7 @@ from reports.document import (
     ControlsSection,
     Document,
     DoseSection,
+    DoseSeries,
     Drawing,
     FindingRow,
     LimitsSection,
@@ -26,9 +27,14 @@ from reports.material import AuditMaterial
 from reports.pairs import transcripts_section
 from reports.reading import material_from_ledger
 from reports.sentences import control_claims, dose_claims, prediction_claims, verdict_claims
-from reports.wording import ARM_PURPOSE, GATE_SYMBOLS, one_line, percent, time, visible
+from reports.wording import ARM_PURPOSE, GATE_SYMBOLS, count, one_line, percent, time, visible
 
 __all__ = ["AuditMaterial", "build", "material_from_ledger"]
+
+_BESIDE = (
+    " Grey squares are further treatments, named above their panels by what they have in common: no control is matched to them, "
+    "so that there is no band, and no finding rests on them."
+)
 
 
 def build(material: AuditMaterial) -> Document:
@@ -130,13 +136,19 @@ def _dose(material: AuditMaterial, rows: tuple[CellRow, ...]) -> DoseSection:
             "The dashed line is the unsteered rate; the band holds all random and unrelated controls. "
             f"Hollow marks are doses at which fewer than {COHERENCE_FLOOR:.0%} of the transcripts stay coherent: "
             "they show damage, not behaviour. Below: the coherent share. "
-            "Look for filled marks that rise out of the band while the line below stays up.",
-            alternative=f"Dose–response plots of {len(series)} candidates. Unsteered rate {percent(unsteered)}, control band {band}. "
+            "Look for filled marks that rise out of the band while the line below stays up."
+            + ("" if all(each.tested for each in series) else _BESIDE),
+            alternative=f"Dose–response plots of {_drawn(series)}. Unsteered rate {percent(unsteered)}, control band {band}. "
             "The table below holds all values.",
         ),
         series=series,
         cells=rows,
     )
+
+
+def _drawn(series: tuple[DoseSeries, ...]) -> str:
+    n = len({each.finding.feature for each in series})
+    return f"{count(n)} candidate" if n == 1 else f"{count(n)} candidates"
 
 
 def _controls(material: AuditMaterial, rows: tuple[CellRow, ...]) -> ControlsSection:

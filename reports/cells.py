@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from audit.records import ArmKind, Cell, CellResult, FeatureFinding, FeatureId, Outcome
+from audit.records import ArmKind, Cell, CellResult, FeatureFinding, FeatureId, Outcome, PromptKind, Treatment
 from reports.document import CellRow, DoseSeries, FindingRow
 from reports.material import AuditMaterial
 from reports.sentences import by_rank, statement
-from reports.wording import FINDING_SYMBOLS, arm_words, one_line, unit_short, unit_words
+from reports.treatments import axis, form, kind
+from reports.wording import FINDING_SYMBOLS, arm_words, dose_words, one_line, unit_short, unit_words
 
 COHERENCE_FLOOR = 0.8
 """Share of coherent transcripts below which a dose says nothing: definitions, "Verdict"."""
@@ -18,7 +19,7 @@ SMALL_EFFECT = 0.25
 def cell_rows(material: AuditMaterial) -> tuple[CellRow, ...]:
     """Every cell that was counted, in the plan's order."""
     counted = {each.cell: each for each in material.result.cells}
-    return tuple(cell_row(cell, counted[cell.label]) for cell in material.plan.cells if cell.label in counted)
+    return tuple(cell_row(cell, counted[cell.label]) for cell in _counted(material))
 
 
 def cell_row(cell: Cell, counted: CellResult) -> CellRow:
@@ -29,12 +30,14 @@ def cell_row(cell: Cell, counted: CellResult) -> CellRow:
         arm=cell.arm.value,
         arm_words=arm_words(cell.arm),
         prompt=cell.prompt.value.replace("_", " "),
+        treatment=one_line(form(treatment), 300) if treatment else None,
         direction=one_line(treatment.direction) if treatment else None,
         operation=treatment.operation.value if treatment else None,
         strength=treatment.strength if treatment else None,
         unit=unit_short(treatment.unit) if treatment else None,
         layers=treatment.layers if treatment else (),
         positions=treatment.positions.value if treatment else None,
+        doses=cell.doses,
         written_norm=cell.written_norm,
         n=counted.n,
         n_scorable=counted.n_scorable,
@@ -63,7 +66,8 @@ def finding_rows(material: AuditMaterial) -> tuple[FindingRow, ...]:
 
 def finding_row(material: AuditMaterial, finding: FeatureFinding) -> FindingRow:
     """One finding, with the treatment that it rests on."""
-    treatment = next((cell.treatment for cell in material.plan.cells if cell.label == finding.best_cell), None)
+    best = next((cell for cell in material.plan.cells if cell.label == finding.best_cell), None)
+    treatment, doses = (best.treatment, best.doses) if best else (None, None)
     return FindingRow(
         feature=str(finding.feature),
         label=label(material, finding.feature),
@@ -77,6 +81,9 @@ def finding_row(material: AuditMaterial, finding: FeatureFinding) -> FindingRow:
         cell=one_line(finding.best_cell) if finding.best_cell else None,
         strength=treatment.strength if treatment else None,
         unit=unit_words(treatment.unit) if treatment else None,
+        treatment=one_line(form(treatment), 300) if treatment else None,
+        doses=doses,
+        dose_words=dose_words(treatment.strength, treatment.unit, doses) if treatment else None,
         coherent_share=finding.coherent_share,
         p_value=finding.p_value,
         p_adjusted=finding.p_adjusted,
@@ -90,11 +97,46 @@ def label(material: AuditMaterial, feature: FeatureId) -> str:
 
 
 def dose_series(material: AuditMaterial, rows: tuple[CellRow, ...]) -> tuple[DoseSeries, ...]:
-    """Each candidate over its strengths; one series for each unit and operation that it was steered in."""
+    """Each candidate over its strengths; one series for all treatments that differ by strength alone."""
+    cells, beside = list(zip(_counted(material), rows, strict=True)), set(untested(material))
     series = []
     for finding in finding_rows(material):
-        mine = [row for row in rows if row.arm == ArmKind.CANDIDATE.value and row.direction == finding.feature]
-        for unit, operation in dict.fromkeys((row.unit, row.operation) for row in mine):
-            doses = sorted((row for row in mine if (row.unit, row.operation) == (unit, operation)), key=lambda row: row.strength or 0.0)
-            series.append(DoseSeries(finding=finding, unit=f"{unit}, {operation}", points=tuple(doses)))
+        groups: dict[tuple[bool, str], list[tuple[Treatment, CellRow]]] = {}
+        for cell, row in cells:
+            if cell.treatment is not None and _steers(cell, finding.feature):
+                groups.setdefault((cell.label not in beside, kind(cell.treatment)), []).append((cell.treatment, row))
+        series += [_series(finding, doses, tested=tested) for (tested, _), doses in groups.items()]
     return tuple(series)
+
+
+def _series(finding: FindingRow, doses: list[tuple[Treatment, CellRow]], *, tested: bool) -> DoseSeries:
+    treatment = doses[0][0]
+    return DoseSeries(
+        finding=finding,
+        unit=f"{unit_short(treatment.unit)}, {treatment.operation.value}",
+        operation=treatment.operation.value,
+        kind=one_line(kind(treatment)),
+        axis=axis(treatment.operation, treatment.unit),
+        tested=tested,
+        points=tuple(row for _, row in sorted(doses, key=lambda each: each[0].strength)),
+    )
+
+
+def untested(material: AuditMaterial) -> tuple[str, ...]:
+    """Labels of cells that steer a candidate beside its tested doses: where it has nominal doses, every cell that has none."""
+    labels = []
+    for each in material.ranking.features:
+        mine = [cell for cell in material.plan.cells if _steers(cell, str(each.feature))]
+        if any(cell.dose is not None for cell in mine):
+            labels += [cell.label for cell in mine if cell.dose is None]
+    return tuple(labels)
+
+
+def _steers(cell: Cell, feature: str) -> bool:
+    steered = cell.treatment is not None and cell.treatment.direction == feature
+    return steered and cell.arm is ArmKind.CANDIDATE and cell.prompt is PromptKind.SCENARIO
+
+
+def _counted(material: AuditMaterial) -> tuple[Cell, ...]:
+    counted = {each.cell for each in material.result.cells}
+    return tuple(cell for cell in material.plan.cells if cell.label in counted)

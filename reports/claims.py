@@ -5,7 +5,8 @@ is shown in a named form. So a claim can be made again from the records alone, w
 
 Paths read like Python: ``result.findings[feature="clt/2/81"].effect``. A filter keeps the items whose attribute reads as
 the text; ``count(path)`` counts what is left; ``pairs("a", "b")`` counts the (variant, sample) pairs where cell a acted and b did not;
-``own_role_rank()`` is the normalised rank that the candidates' own roles would have had.
+``own_role_rank()`` is the normalised rank that the candidates' own roles would have had; ``stopped()`` counts the rollouts
+that a stop text ended.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from reports.material import AuditMaterial
 from reports.wording import FORMS, Value, visible
 
 _STEP = re.compile(r'\.?(?P<name>[a-z_0-9]+)|\[(?P<key>[a-z_]+)=(?P<text>"(?:[^"\\]|\\.)*")\]')
-_CALL = re.compile(r"^(?P<name>count|pairs|own_role_rank)\((?P<inner>.*)\)$", re.DOTALL)
+_CALL = re.compile(r"^(?P<name>count|pairs|own_role_rank|stopped)\((?P<inner>.*)\)$", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +66,8 @@ def resolve(material: AuditMaterial, source: str) -> Value:
         return len(found) if isinstance(found, tuple) else 1
     if call["name"] == "own_role_rank":
         return own_role_rank(material)
+    if call["name"] == "stopped":
+        return sum(each.stopped_by != "" for each in material.rollouts)
     first, second = json.loads(f"[{call['inner']}]")
     return len(discordant(material, first, second))
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from audit.records import Interval
+from audit.records import Doses, Interval
 from reports.claims import Claim
 
 SCHEMA = "ulterior/report/2"
@@ -42,6 +42,11 @@ class FindingRow:
     cell: str | None
     strength: float | None
     unit: str | None
+    treatment: str | None
+    doses: Doses | None
+    """The strength in every unit; None where it was not recorded."""
+    dose_words: str | None
+    """The strength in a sentence, with its conversion."""
     coherent_share: float | None
     p_value: float | None
     p_adjusted: float | None
@@ -116,6 +121,8 @@ class CandidatesSection:
     """The look-alikes."""
 
     concept: str
+    named: bool
+    """Whether the caller named the features, so that concept search found none of them."""
     claims: tuple[Claim, ...]
     rows: tuple[CandidateRow, ...]
 
@@ -216,12 +223,16 @@ class CellRow:
     arm: str
     arm_words: str
     prompt: str
+    treatment: str | None
+    """What was done, in its string form."""
     direction: str | None
     operation: str | None
     strength: float | None
     unit: str | None
     layers: tuple[int, ...]
     positions: str | None
+    doses: Doses | None
+    """The strength in every unit; None where it was not recorded, and for an unsteered cell."""
     written_norm: float | None
     """Norm of everything written, in units of the model's own activations."""
     n: int
@@ -240,10 +251,16 @@ class CellRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DoseSeries:
-    """One candidate over its strengths, weakest first."""
+    """One candidate over its strengths, weakest first: treatments that differ by strength alone."""
 
     finding: FindingRow
     unit: str
+    operation: str
+    kind: str
+    """What its treatments have in common, as in their string form."""
+    axis: str
+    tested: bool
+    """Whether the finding can rest on it: the controls are matched to no other treatments of the candidate."""
     points: tuple[CellRow, ...]
 
 
@@ -290,6 +307,8 @@ class Transcript:
     reason: str
     coherent: bool
     finished: bool
+    stopped_by: str
+    """The scenario's stop text that ended it; empty if none did."""
     passages: tuple[Passage, ...]
 
 

@@ -42,7 +42,9 @@ def candidates_section(material: AuditMaterial, findings: tuple[FindingRow, ...]
     ranked = {str(each.feature): each for each in material.ranking.features}
     found = {str(each.feature): each for each in material.candidates.candidates}
     rows = tuple(_candidate_row(found[row.feature], row, ranked.get(row.feature)) for row in findings if row.feature in found)
-    return CandidatesSection(concept=one_line(material.candidates.concept), claims=candidate_claims(material), rows=rows)
+    return CandidatesSection(
+        concept=one_line(material.candidates.concept), named=material.named, claims=candidate_claims(material), rows=rows
+    )
 
 
 def _candidate_row(candidate: Candidate, finding: FindingRow, ranked: RankedFeature | None) -> CandidateRow:

@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from audit.records import Finding
+from audit.records import Finding, Operation
 from reports.document import Document, DoseSection, DoseSeries, Drawing, PredictionRow, PredictionSection, TargetPanel, TargetsSection
-from reports.wording import signed
+from reports.wording import one_line, signed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,6 +66,8 @@ _STYLE: dict[Any, Any] = {
     "axes.facecolor": "none",
 }
 _DOSES_A_ROW = 4
+_BESIDE = (NEITHER, "s")
+"""Colour and mark of what no finding rests on."""
 _FEW = 6
 """Strengths that are all named on the axis."""
 _WIDTH = 11.0
@@ -205,12 +207,12 @@ def _dose(section: DoseSection) -> Figure | None:
 
 
 def _response(axes: Axes, series: DoseSeries, section: DoseSection, *, first: bool) -> None:
-    if section.control_low is not None and section.control_high is not None:
+    if series.tested and section.control_low is not None and section.control_high is not None:
         axes.axhspan(100 * section.control_low, 100 * section.control_high, facecolor=BAND, edgecolor="none", zorder=0)
     if section.unsteered_rate is not None:
         axes.axhline(100 * section.unsteered_rate, color=MUTED, linewidth=1, dashes=(4, 3))
     points = [point for point in series.points if point.rate is not None]
-    colour, marker = _FINDING_MARKS[series.finding.verdict]
+    colour, marker = _FINDING_MARKS[series.finding.verdict] if series.tested else _BESIDE
     strengths = [point.strength or 0.0 for point in points]
     axes.plot(strengths, [100 * (point.rate or 0.0) for point in points], color=colour, linewidth=1.2)
     for strength, point in zip(strengths, points, strict=True):
@@ -219,7 +221,8 @@ def _response(axes: Axes, series: DoseSeries, section: DoseSection, *, first: bo
         face = colour if point.coherent else PAPER
         axes.plot(strength, 100 * (point.rate or 0.0), marker, color=colour, markerfacecolor=face, markersize=6.5)
     _frame(axes, series, "acted, %" if first else "", top=True)
-    axes.set_title(f"{series.finding.rank}: {series.finding.feature}\n{series.finding.symbol} {series.finding.statement}", fontsize=9.5)
+    under = f"{series.finding.symbol} {series.finding.statement}" if series.tested else one_line(series.kind, 32)
+    axes.set_title(f"{series.finding.rank}: {series.finding.feature}\n{under}", fontsize=9.5)
 
 
 def _coherence(axes: Axes, series: DoseSeries, section: DoseSection, *, first: bool) -> None:
@@ -233,10 +236,10 @@ def _coherence(axes: Axes, series: DoseSeries, section: DoseSection, *, first: b
 
 def _frame(axes: Axes, series: DoseSeries, words: str, *, top: bool) -> None:
     """0 to 100 % on every panel: panels are compared, so none may stretch."""
-    strengths = [point.strength or 0.0 for point in series.points]
-    axes.set_xlim(min(0.0, *strengths), 1.12 * (max(strengths, default=0.0) or 1.0))
-    if len(strengths) <= _FEW:
-        axes.set_xticks([0.0, *strengths], [f"{each:g}" for each in (0.0, *strengths)])
+    axes.set_xlim(*_reach(series))
+    ticks = _ticks(series)
+    if len(ticks) <= _FEW + 1:
+        axes.set_xticks(ticks, [signed(f"{each:g}") for each in ticks])
     axes.set_ylim(-4, 104)
     axes.set_yticks([0, 50, 100])
     axes.set_ylabel(words)
@@ -244,7 +247,23 @@ def _frame(axes: Axes, series: DoseSeries, words: str, *, top: bool) -> None:
     axes.set_axisbelow(True)
     axes.tick_params(labelbottom=not top)
     if not top:
-        axes.set_xlabel(f"strength, {series.unit.split(',')[0]}", fontsize=8.5)
+        axes.set_xlabel(series.axis, fontsize=8.5)
+
+
+def _ticks(series: DoseSeries) -> list[float]:
+    """Its strengths, and the one that changes nothing: a factor of 1, or a strength of 0; a clamp has none."""
+    nothing = {Operation.ADDITIVE.value: {0.0}, Operation.MULTIPLICATIVE.value: {0.0, 1.0}, Operation.CLAMP.value: {0.0}}
+    return sorted({point.strength or 0.0 for point in series.points} | nothing.get(series.operation, set()))
+
+
+def _reach(series: DoseSeries) -> tuple[float, float]:
+    """Ends of the axis: 0 is always on it, and no mark stands on its edge unless it is at 0."""
+    if series.operation == Operation.ABLATE.value:
+        return -1.0, 1.0
+    low, high = min(0.0, *_ticks(series)), max(0.0, *_ticks(series))
+    pad = 0.12 * (max(-low, high) or 1.0)
+    beside = 0.0 if series.tested else pad
+    return (low - pad if low < 0 else -beside), (high + pad if high > 0 else max(beside, pad))
 
 
 # --- SVG that belongs to the page -----------------------------------------------------------------

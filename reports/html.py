@@ -30,7 +30,7 @@ def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("reports", "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    shared = ("percent", "points", "decimal", "figure", "count", "probability")
+    shared = ("percent", "points", "decimal", "figure", "dose", "nats", "count", "probability")
     environment.filters |= {name: getattr(wording, name) for name in shared}
     environment.filters |= {name: getattr(wording, name) for name in ("interval_percent", "interval_points", "interval_decimal")}
     environment.filters |= {"prose": prose, "layer_range": wording.layer_range}

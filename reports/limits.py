@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from audit.records import LayerHealth
-from reports.cells import COHERENCE_FLOOR, SMALL_EFFECT
+from audit.records import Attention, LayerHealth
+from reports.cells import COHERENCE_FLOOR, SMALL_EFFECT, untested
 from reports.claims import Claim, claim, fact, where
 from reports.material import AuditMaterial
 
@@ -39,7 +39,6 @@ _METHOD = {
         "Steering shows that a direction can bring the behaviour about in this scenario. "
         "It does not show that the feature is what drives the behaviour when nobody steers."
     ),
-    "search": "Only features that concept search returned were ranked and steered. This report does not cover a feature that it missed.",
     "judge": (
         "The judge is a set of fixed rules, the scenario's own (see below). “Acted” is only said of a parsed action in an action channel, "
         "never of what the subject thinks or says that it would do. An action in unforeseen words can be misread."
@@ -62,8 +61,39 @@ _METHOD = {
 def limit_claims(material: AuditMaterial) -> tuple[Claim, ...]:
     """All limits: those of the method first, then those of this audit."""
     method = tuple(Claim(id=f"limit/{name}", text=text) for name, text in _METHOD.items())
+    sweep = (_search(material), *_untested(material), *_frozen(material))
     subject = (*_dictionary(material), *_no_targets(material), *_signed(material), *_directions(material), *_organism(material))
-    return (*method, _sample(material), *_sweep_defaults(material), _corpus(material), *subject)
+    return (*method, *sweep, _sample(material), *_sweep_defaults(material), _corpus(material), *subject)
+
+
+def _search(material: AuditMaterial) -> Claim:
+    """What was not looked at."""
+    text = "Only features that concept search returned were ranked and steered. This report does not cover a feature that it missed."
+    if material.named:
+        text = "Only features that the caller named were ranked and steered: none was searched for. This report covers no other feature."
+    return Claim(id="limit/search", text=text)
+
+
+def _untested(material: AuditMaterial) -> tuple[Claim, ...]:
+    """Treatments that stand beside the sweep's own."""
+    if not untested(material):
+        return ()
+    text = (
+        "No control is matched to treatments that multiply, clamp or ablate an activation, nor to those that were written down one by "
+        "one: their cells are counted and shown, and no finding rests on them."
+    )
+    return (Claim(id="limit/untested", text=text),)
+
+
+def _frozen(material: AuditMaterial) -> tuple[Claim, ...]:
+    """What frozen attention leaves out."""
+    if not any(cell.treatment is not None and cell.treatment.attention is Attention.FROZEN for cell in material.plan.cells):
+        return ()
+    text = (
+        "Treatments that end in “frozen” leave attention patterns as they are in the unsteered model: what such a treatment would do "
+        "by moving attention is not in its cell. Divergences on neutral text are measured with free attention."
+    )
+    return (Claim(id="limit/frozen", text=text),)
 
 
 def _sample(material: AuditMaterial) -> Claim:

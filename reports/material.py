@@ -118,5 +118,7 @@ class AuditMaterial:
     provenance: tuple[NamedValue, ...] = ()
     """Versions, platform, revision: what ran."""
     arguments: tuple[Argument, ...] = ()
+    named: bool = False
+    """Whether the caller named the features, so that concept search found none of them."""
     ledger_digest: str = ""
     """Digest of the audit's last ledger entry: it covers all the earlier ones."""

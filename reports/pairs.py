@@ -55,6 +55,7 @@ def transcript(rollout: Rollout, verdict: Verdict | None, title: str) -> Transcr
         reason=one_line(verdict.reason, 300) if verdict else "",
         coherent=verdict.coherent if verdict else False,
         finished=rollout.finished,
+        stopped_by=one_line(rollout.stopped_by),
         passages=passages(rollout.text, verdict.span if verdict else None),
     )
 

@@ -28,13 +28,13 @@ def material_from_ledger(ledger: Ledger, audit: str) -> AuditMaterial:
         LedgerError: there is no such audit, or it is not finished.
     """
     header = ledger.header(audit)
-    result = ledger.get(audit, AuditResult)
+    result, config = ledger.get(audit, AuditResult), ledger.config(audit)
     plan = ledger.get(audit, SweepPlan)
     events = ledger.events(audit)
     return AuditMaterial(
         audit=audit,
         created=header.created,
-        scenario=_scenario_facts(ledger.scenario(audit), plan, ledger.config(audit)),
+        scenario=_scenario_facts(ledger.scenario(audit), plan, config),
         subject=ledger.get(audit, SubjectInfo),
         candidates=ledger.get(audit, CandidateSet),
         connections=ledger.get(audit, DownstreamConnections),
@@ -47,7 +47,8 @@ def material_from_ledger(ledger: Ledger, audit: str) -> AuditMaterial:
         verdicts=ledger.verdicts(audit),
         result=result,
         provenance=_provenance(ledger.provenance(audit), n_resumed=len(_stamps(events, "resumed"))),
-        arguments=_arguments(ledger.config(audit)),
+        arguments=_arguments(config),
+        named=bool(config.features or config.treatments),
         ledger_digest=events[-1].digest,
     )
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from audit.records import ArmKind, CellResult, FeatureFinding, Finding
 from reports.claims import Claim, Fact, claim, fact, where
 from reports.material import AuditMaterial
-from reports.wording import unit_words
+from reports.wording import conversion, dose_form, other_units, unit_words
 
 MAX_ALARMS = 3
 """Problems of a dictionary's health that are told one by one."""
@@ -83,10 +83,13 @@ def _causal(material: AuditMaterial, finding: FeatureFinding) -> Claim:
         "n": fact(material, "count(result.findings)", "count"),
     }
     dose, interval = "", ""
-    treatment = next((cell.treatment for cell in material.plan.cells if cell.label == finding.best_cell), None)
-    if treatment is not None and finding.best_cell is not None:
-        facts["strength"] = fact(material, f"plan.cells{where(label=finding.best_cell)}.treatment.strength", "figure")
-        dose = f"steered at {{strength}} {unit_words(treatment.unit)}, "
+    best = next((cell for cell in material.plan.cells if cell.label == finding.best_cell), None)
+    if best is not None and best.treatment is not None:
+        unit, planned = best.treatment.unit, f"plan.cells{where(label=best.label)}"
+        facts["strength"] = fact(material, f"{planned}.treatment.strength", "dose")
+        units = other_units(unit, best.doses)
+        facts |= {each.value: fact(material, f"{planned}.doses.{each.value}", dose_form(each)) for each in units}
+        dose = f"steered at {{strength}} {unit_words(unit)}{conversion(unit, best.doses)}, "
     if finding.interval is not None:
         facts |= {end: fact(material, f"{path}.interval.{end}", "points") for end in ("low", "high")}
         interval = "95 % interval {low} to {high}, "
@@ -178,7 +181,10 @@ def _foresight(material: AuditMaterial) -> Claim:
 
 
 def candidate_claims(material: AuditMaterial) -> tuple[Claim, ...]:
-    """How many were found, among how many."""
+    """How many were found, among how many; or that they were named."""
+    if material.named:
+        text = "The caller named the features, {n} in all: none was searched for."
+        return (claim("candidates", text, n=fact(material, "count(candidates.candidates)", "count")),)
     return (
         claim(
             "candidates",
@@ -267,4 +273,27 @@ def control_claims(material: AuditMaterial) -> tuple[Claim, ...]:
         n=fact(material, f"count(verdicts{where(outcome='unscorable')})", "count"),
         all=fact(material, "count(verdicts)", "count"),
     )
-    return (preflight, unscorable)
+    return (preflight, _engine(material), unscorable, *_stopped(material))
+
+
+def _engine(material: AuditMaterial) -> Claim:
+    """How rollouts were decoded, and how far that is from a plain forward pass."""
+    found, facts = material.preflight, dict[str, Fact]()
+    text = "Rollouts were decoded layer by layer: what treatments share of a prompt was computed once."
+    if found.engine != "layerwise":
+        text = "Rollouts were decoded in forward passes of transformers."
+        if found.engine_reason:
+            facts["reason"] = fact(material, "preflight.engine_reason", "text")
+            text = "Rollouts were decoded in forward passes of transformers, as the model cannot be run layer by layer: {reason}."
+    if found.engine_max_difference is not None:
+        facts["difference"] = fact(material, "preflight.engine_max_difference", "figure")
+        text += " With the same treatments, logits differ from those of transformers' own forward pass by at most {difference}."
+    return claim("engine", text, **facts)
+
+
+def _stopped(material: AuditMaterial) -> tuple[Claim, ...]:
+    """How many answers a stop text ended, where there are any."""
+    if not any(each.stopped_by for each in material.rollouts):
+        return ()
+    text = "{n} of {all} answers ended at a stop text of the scenario; they are not cut off, and what would have followed is not known."
+    return (claim("stopped", text, n=fact(material, "stopped()", "count"), all=fact(material, "count(rollouts)", "count")),)

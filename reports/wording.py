@@ -9,7 +9,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from audit.plain import plain
-from audit.records import ArmKind, Finding, Gate, Interval, StrengthUnit
+from audit.records import ArmKind, Doses, Finding, Gate, Interval, StrengthUnit
 
 Value = str | int | float | bool | None
 """What a fact may hold."""
@@ -30,6 +30,13 @@ UNIT_SHORT = {
     StrengthUnit.FACTOR: "× own activation",
 }
 """For the axis of a figure."""
+DOSE_WORDS = {
+    StrengthUnit.RESIDUAL: "{residual} of the mean residual norm",
+    StrengthUnit.MAX_ACTIVATION: "{max_activation} × the largest corpus activation",
+    StrengthUnit.ABSOLUTE: "activation {absolute}",
+    StrengthUnit.KL: "{kl} nats on neutral text",
+}
+"""A strength in each unit that it can be converted to, for a sentence; named as the fields of ``Doses`` are."""
 ARM_WORDS = {
     ArmKind.NONE: "unsteered",
     ArmKind.ZERO: "zero strength",
@@ -81,6 +88,20 @@ def decimal(value: float | None) -> str:
 def figure(value: float | None) -> str:
     """Three significant digits, without a sign unless negative."""
     return MISSING if value is None else signed(f"{value:.3g}")
+
+
+def dose(value: float | None) -> str:
+    """A strength in a table of strengths: three significant digits, an en dash where the unit has no meaning."""
+    if value is None:
+        return "–"
+    if abs(value) < 100:
+        return signed(f"{value + 0.0:.3g}")
+    return signed(f"{value:,.0f}".replace(",", "\u202f") if abs(value) < 1e7 else f"{value:.2e}")
+
+
+def nats(value: float | None) -> str:
+    """A divergence: as ``dose``, but what is too small to be told from rounding is not spelled out."""
+    return "< 0.001" if value is not None and 0 < value < 0.001 else dose(value)
 
 
 def count(value: int | None) -> str:
@@ -149,6 +170,8 @@ FORMS: dict[str, Callable[..., str]] = {
     "points": points,
     "decimal": decimal,
     "figure": figure,
+    "dose": dose,
+    "nats": nats,
     "count": count,
     "probability": probability,
     "text": text,
@@ -182,6 +205,28 @@ def unit_words(unit: StrengthUnit | str) -> str:
 def unit_short(unit: StrengthUnit | str) -> str:
     """The same, as short as an axis needs it."""
     return UNIT_SHORT[StrengthUnit(unit)]
+
+
+def dose_form(unit: StrengthUnit) -> str:
+    """The form in which a strength in that unit is shown."""
+    return "nats" if unit is StrengthUnit.KL else "dose"
+
+
+def other_units(unit: StrengthUnit, doses: Doses | None) -> tuple[StrengthUnit, ...]:
+    """Units other than its own in which a strength is known."""
+    return () if doses is None else tuple(each for each in DOSE_WORDS if each is not unit and getattr(doses, each.value) is not None)
+
+
+def conversion(unit: StrengthUnit, doses: Doses | None) -> str:
+    """A template for a strength in all the other units that it has, in parentheses; empty without any."""
+    others = other_units(unit, doses)
+    return f" (= {', '.join(DOSE_WORDS[each] for each in others)})" if others else ""
+
+
+def dose_words(strength: float, unit: StrengthUnit, doses: Doses | None) -> str:
+    """A strength in its own unit and in all others: ``0.5 of the mean residual norm (= activation 1.2, …)``."""
+    shown = {each.value: FORMS[dose_form(each)](getattr(doses, each.value)) for each in other_units(unit, doses)}
+    return f"{dose(strength)} {unit_words(unit)}{conversion(unit, doses).format(**shown)}"
 
 
 def arm_words(arm: ArmKind | str) -> str:

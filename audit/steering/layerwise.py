@@ -20,6 +20,10 @@ from audit.subject import LanguageModel
 from audit.subject.architecture import architecture_of
 
 _NAME = "ulterior_layerwise"
+_BLOCK = 1024
+"""Tokens of the vocabulary that are unembedded together."""
+_FEW_ROWS = 16
+"""Rows from which on blocks are faster."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +119,24 @@ class Layerwise:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits, (rows, vocabulary), of hidden states (rows, d_model) after the last layer."""
-        found: Tensor = self._head(self._norm(hidden))
+        found = self._unembedded(self._norm(hidden))
         return found if self._cap is None else torch.tanh(found / self._cap) * self._cap
+
+    def _unembedded(self, normed: Tensor) -> Tensor:
+        """What the unembedding makes of (rows, d_model).
+
+        In float32 on a CPU, a product with a vocabulary of tens of thousands takes a fifth longer in one piece than in blocks that stay in
+        the cache.
+        """
+        weight: Tensor = self._head.weight
+        in_one = type(self._head) is not nn.Linear or self._head.bias is not None or weight.is_meta or len(normed) < _FEW_ROWS
+        if in_one or weight.device.type != "cpu" or weight.dtype is not torch.float32 or len(weight) <= 2 * _BLOCK:
+            whole: Tensor = self._head(normed)
+            return whole
+        found = normed.new_empty(len(normed), len(weight))
+        for start in range(0, len(weight), _BLOCK):
+            torch.mm(normed, weight[start : start + _BLOCK].t(), out=found[:, start : start + _BLOCK])
+        return found
 
     @contextmanager
     def attending(self) -> Iterator[None]:

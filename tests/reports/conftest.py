@@ -11,11 +11,13 @@ import pytest
 from audit.judging.tally import conclude
 from audit.records import (
     ArmKind,
+    Attention,
     Candidate,
     CandidateSet,
     Cell,
     Connection,
     Descriptors,
+    Doses,
     DownstreamConnections,
     Example,
     FeatureConnections,
@@ -206,7 +208,7 @@ def chances(cell: Cell) -> tuple[float, float]:
     """(chance of acting, chance of breaking) of a cell."""
     if cell.arm is ArmKind.PROMPT_ONLY:
         return 0.93, 0.0
-    if cell.arm is ArmKind.CANDIDATE and cell.treatment is not None:
+    if cell.arm is ArmKind.CANDIDATE and cell.treatment is not None and cell.treatment.strength in STRENGTHS:
         number = [str(feature) for feature in FEATURES].index(cell.treatment.direction)
         strength = cell.treatment.strength
         return RATES[number][STRENGTHS.index(strength)], BREAKS.get((number, strength), 0.03)
@@ -288,7 +290,7 @@ def subject() -> SubjectInfo:
     )
 
 
-def make_material() -> AuditMaterial:
+def make_material(listed: tuple[Cell, ...] | None = None) -> AuditMaterial:
     found = tuple(connections(number, feature) for number, feature in enumerate(FEATURES))
     ranking = Ranking(
         features=tuple(ranked(number, each) for number, each in enumerate(found)),
@@ -297,7 +299,7 @@ def make_material() -> AuditMaterial:
         n_acting_tokens=310,
         n_discussing_tokens=295,
     )
-    plan = SweepPlan(cells=cells(), variants=VARIANTS, samples_per_variant=SAMPLES, seed=7, max_new_tokens=48, temperature=1.0)
+    plan = SweepPlan(cells=listed or cells(), variants=VARIANTS, samples_per_variant=SAMPLES, seed=7, max_new_tokens=48, temperature=1.0)
     played = [play(cell, variant, sample) for cell in plan.cells for variant in VARIANTS for sample in range(SAMPLES)]
     verdicts = tuple(verdict for _, verdict in played)
     return AuditMaterial(
@@ -331,6 +333,52 @@ def material() -> AuditMaterial:
 @pytest.fixture(scope="session")
 def document(material: AuditMaterial) -> Document:
     return build(material)
+
+
+def dosed(cell: Cell) -> Cell:
+    """A cell of a sweep's own strengths as one is planned: with its nominal strength, and its strength in every unit."""
+    if cell.treatment is None:
+        return cell
+    at = cell.treatment.strength
+    return replace(cell, dose=abs(at), doses=Doses(residual=0.25 * at, max_activation=at, absolute=4.0 * at, kl=0.2104 * at * at))
+
+
+def beside() -> tuple[Cell, ...]:
+    """What a caller can add to a sweep: every operation, unit and way to give positions."""
+    first = treatment(str(FEATURES[0]), 1.0)
+    nothing = Doses(residual=None, max_activation=None, absolute=None, kl=3.2e-5)
+    clamped = replace(first, operation=Operation.CLAMP)
+    listed = {
+        "factor -1": (replace(first, operation=Operation.MULTIPLICATIVE, unit=StrengthUnit.FACTOR, strength=-1.0), nothing),
+        "factor 0": (replace(first, operation=Operation.MULTIPLICATIVE, unit=StrengthUnit.FACTOR, strength=0.0), nothing),
+        "clamp 2": (replace(clamped, strength=2.0), Doses(residual=None, max_activation=2.0, absolute=8.0, kl=0.75)),
+        "clamp 1": (clamped, Doses(residual=None, max_activation=1.0, absolute=4.0, kl=0.31)),
+        "ablated": (replace(first, operation=Operation.ABLATE, unit=StrengthUnit.ABSOLUTE, strength=0.0), nothing),
+        "add kl": (
+            replace(first, unit=StrengthUnit.KL, strength=0.2, layers=(0, 2, 3), attention=Attention.FROZEN),
+            Doses(residual=0.24, max_activation=0.97, absolute=1234.5, kl=0.1999),
+        ),
+        "add spans": (
+            replace(first, unit=StrengthUnit.ABSOLUTE, strength=-3.0, positions=Positions.SPANS, spans=((7, 7), (12, 40), (-8, -1))),
+            Doses(residual=-0.1875, max_activation=-0.75, absolute=-3.0, kl=0.118),
+        ),
+    }
+    return tuple(
+        Cell(
+            arm=ArmKind.CANDIDATE, prompt=PromptKind.SCENARIO, treatment=made, label=f"{FEATURES[0]} {name}", written_norm=None, doses=doses
+        )
+        for name, (made, doses) in listed.items()
+    )
+
+
+@pytest.fixture(scope="session")
+def treated() -> AuditMaterial:
+    """The audit of named features, with every kind of treatment; two answers ended at a stop text."""
+    made = make_material((*(dosed(cell) for cell in cells()), *beside()))
+    first, second, *others = made.rollouts
+    ended = (replace(first, stopped_by="</act>"), replace(second, stopped_by="</reply>"), *others)
+    engine = replace(made.preflight, engine="layerwise", engine_max_difference=8.58e-6)
+    return replace(made, named=True, preflight=engine, rollouts=ended)
 
 
 HOSTILE = (

@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,9 +31,9 @@ def clock() -> Callable[[], datetime]:
     return lambda: datetime(2026, 11, 20, tzinfo=UTC) + timedelta(seconds=next(ticks))
 
 
-def record(ledger: Ledger, scenario: Scenario, material: AuditMaterial, *, finished: bool = True) -> str:
+def record(ledger: Ledger, scenario: Scenario, material: AuditMaterial, *, finished: bool = True, config: AuditConfig | None = None) -> str:
     """Write an audit as the pipeline does: the prediction first, then the rollouts."""
-    config = AuditConfig(scenario="blackmail", samples=6, passed=("scenario",))
+    config = config or AuditConfig(scenario="blackmail", samples=6, passed=("scenario",))
     audit = ledger.begin(config, scenario, "sha256:00", PROVENANCE)
     for step in (material.subject, material.candidates, material.connections, material.ranking, material.plan, material.preflight):
         ledger.append(audit, step)
@@ -89,3 +90,17 @@ def test_an_unfinished_audit_has_no_report(
             material_from_ledger(ledger, "nobody")
         ledger.append(audit, replace(material.result, gate_reason="now it is"))
         assert isinstance(material_from_ledger(ledger, audit).result, AuditResult)
+
+
+@pytest.mark.parametrize(
+    ("asked", "named"),
+    [({}, False), ({"features": ("clt/2/81",)}, True), ({"treatments": ("ablate clt/2/81 @2-4 all",)}, True), ({"ablate": True}, False)],
+)
+def test_features_are_named_where_the_config_names_features_or_treatments(
+    treated: AuditMaterial, scenario: Scenario, clock: Callable[[], datetime], tmp_path: Path, asked: dict[str, Any], named: bool
+) -> None:
+    with Ledger(tmp_path / "ulterior.db", clock=clock) as ledger:
+        config = AuditConfig(scenario="blackmail", samples=6, **asked)
+        found = material_from_ledger(ledger, record(ledger, scenario, treated, config=config))
+    assert found.named is build(found).candidates.named is named
+    assert (found.plan, found.preflight, found.rollouts) == (treated.plan, treated.preflight, treated.rollouts)

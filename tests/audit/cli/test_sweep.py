@@ -145,9 +145,7 @@ def test_every_option_of_a_sweep_is_part_of_the_audits_fingerprint(ulterior: Cal
 
 
 def test_a_report_of_a_sweep_can_be_made(ulterior: Call, given: list[object]) -> None:
-    said = ulterior(
-        "sweep", "clt/1/3", *given, "--factor", "0", "--clamp", "1", "--treatment", "add 2 max_activation clt/1/3 @1-2 generated"
-    )
+    said = ulterior("sweep", "clt/1/3", *given, "--ablate", "--clamp", "1", "--treatment", "add 2 absolute clt/1/3 @1-2 generated")
     command = re.search(r"^report +ulterior (report 2.*)$", said.out, re.MULTILINE)
     assert command, said.out
     made = ulterior(*command[1].split(), "--json")
@@ -155,9 +153,8 @@ def test_a_report_of_a_sweep_can_be_made(ulterior: Call, given: list[object]) ->
     document = json.loads(made.out)
     assert [each["feature"] for each in document["candidates"]] == ["clt/1/3"]
     text = Path(document["report"]["md"]).read_text()
-    assert "clt/1/3 factor 0" in text
-    assert "clt/1/3 clamp 1" in text
-    assert "add 2 max_activation clt/1/3 @1-2 generated" in text
+    assert "clt/1/3 ablated" in text
+    assert "add 2 absolute clt/1/3 @1-2 generated" in text
 
 
 def test_a_ledger_elsewhere_is_named_in_the_command_for_the_report(ulterior: Call, given: list[object]) -> None:

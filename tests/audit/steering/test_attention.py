@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -62,3 +64,22 @@ def test_the_last_tokens_see_what_is_before_them(
     seen = (torch.arange(9) <= at) & (torch.arange(9) > at - (window or 9))
     scoring = Scoring(0.4, cap, window)
     torch.testing.assert_close(causal(q, k, v, scoring).double(), by_hand(q, k, v, scoring, seen), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("n_keys", [127, 128, 700])
+def test_the_fused_kernel_gives_what_written_out_scores_give(monkeypatch: pytest.MonkeyPatch, n_keys: int) -> None:
+    q, k, v = torch.randn(3, 2, 5, 16), torch.randn(3, 2, n_keys, 16), torch.randn(3, 2, n_keys, 16)
+    assert attention._FUSED is not None
+    calls: list[int] = []
+
+    def counted(*args: Any, **options: Any) -> Any:
+        calls.append(1)
+        return kernel(*args, **options)
+
+    kernel = attention._FUSED
+    monkeypatch.setattr(attention, "_FUSED", counted)
+    fused = partial(q, k, v, Scoring(0.3, None, None))
+    assert len(calls) == (n_keys >= 128)
+    monkeypatch.setattr(attention, "_FUSED", None)
+    for one, other in zip(fused, partial(q, k, v, Scoring(0.3, None, None)), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
