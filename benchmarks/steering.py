@@ -49,7 +49,6 @@ from steering_figure import draw, summary  # noqa: E402
 __all__ = ["draw", "main", "summary"]
 
 RESULT = HERE / "results" / "steering.json"
-FIGURE = HERE / "results" / "steering.svg"
 OWN = {"steering_vectors", "nnsight"}
 """Arms with an environment of their own, made from the list of versions beside this file."""
 Measured = dict[str, Any]

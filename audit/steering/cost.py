@@ -63,7 +63,7 @@ def estimate(subject: Subject, plan: SweepPlan, scenario: Scenario, scales: Scal
     seconds = _timed(subject, _probe(subject, plan, scenario, largest), scales, watcher)
     engine, reason = engine_of(subject.model)
     return SweepCost(
-        n_configurations=sum(len(chunk.cells) for each in prompts for chunk in each.chunks),
+        n_configurations=len({(at.variant, at.prompt, cell.label) for each in prompts for at in each.chunks for cell in at.cells}),
         n_rollouts=plan.n_rollouts,
         prompt_tokens=math.ceil(sum(each.computed for each in prompts)),
         prompt_tokens_unshared=sum(each.n_tokens * each.n_rollouts for each in prompts),
@@ -85,7 +85,8 @@ def _count(subject: Subject, plan: SweepPlan, scenario: Scenario, scales: Scales
     else:
         job = job_of(subject, request, scales)
         memory, n_layers = plan_memory(subject.model, job.need), job.runner.n_layers
-        layers = job.upto + sum((n_layers - entry.layer) * (1 - entry.token / n_tokens) for entry in job.entries if entry is not None)
+        starts = (entry for entry in job.entries if entry is not None)
+        layers = job.upto + sum((n_layers - job.again(entry)) * (1 - entry.token / n_tokens) for entry in starts)
         computed = n_tokens * layers / n_layers
     return _Prompt(
         chunks=tuple(todo),

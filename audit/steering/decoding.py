@@ -28,6 +28,7 @@ class Row:
     slot: int = -1
     lender: Row | None = None
     """The twin of a row with frozen attention."""
+    ended: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -75,21 +76,29 @@ class Decoder:
         writes: what every configuration writes.
         steering: the hooks; None where nothing is to be written.
         n_rows: slots.
-        n_own: configurations with prompts of their own at a time.
+        owned: configurations with prompts of their own at a time, one number a layer.
         n_new: most tokens of an answer.
     """
 
     def __init__(
-        self, runner: Layerwise, prompt: Prompt, writes: RowWrites, steering: Steering | None, *, n_rows: int, n_own: int, n_new: int
+        self,
+        runner: Layerwise,
+        prompt: Prompt,
+        writes: RowWrites,
+        steering: Steering | None,
+        *,
+        n_rows: int,
+        owned: Sequence[int],
+        n_new: int,
     ) -> None:
         self.rows: list[Row] = []
-        self.n_rows, self.n_own = n_rows, n_own
+        self._owned = owned
         self._runner, self._prompt, self._writes, self._steering = runner, prompt, writes, steering
         weight = next(runner.model.backbone.parameters())
         self._like = torch.empty(0, dtype=runner.model.dtype, device=weight.device)
         shape = (n_rows, runner.n_key_heads, n_new, runner.head_size)
         self._keys = [self._like.new_empty(shape) for _ in range(runner.n_layers)]
-        # Zeros, since what is not seen has a weight of 0, which makes nothing of any number but of infinity.
+        # Zeros, since what is not seen has a weight of 0, which makes nothing of any number that is finite; and see ``release``.
         self._values = [self._like.new_zeros(shape) for _ in range(runner.n_layers)]
         self._own: dict[int, _Own] = {}
         self._sharings: dict[tuple[int, ...], _Sharing] = {}
@@ -105,11 +114,16 @@ class Decoder:
         """Configurations that have prompts of their own here."""
         return {configuration for own in self._own.values() for configuration in own.owners}
 
+    @property
+    def held(self) -> list[int]:
+        """Configurations that have prompts of their own, one number a layer."""
+        return [len(self._own[layer].owners) if layer in self._own else 0 for layer in range(self._runner.n_layers)]
+
     def keep(self, configurations: Sequence[int], steered: SteeredPrompt) -> None:
         """Take over the prompts of configurations that entered together."""
         for layer, kept in enumerate(steered.keys, start=steered.first_layer):
             if layer not in self._own:
-                shape = (self.n_own, *kept[0].shape[1:])
+                shape = (self._owned[layer], *kept[0].shape[1:])
                 self._own[layer] = _Own(kept[0].new_empty(shape), kept[1].new_empty(shape))
             self._own[layer].add(configurations, kept)
         self._sharings = {}
@@ -140,10 +154,11 @@ class Decoder:
             self.rows[hole] = self.rows[mover]
             self.rows[hole].slot = hole
         del self.rows[n_left:]
-        if holes:
-            used = max((len(row.tokens) for row in self.rows), default=0)
-            for tensor in (*self._keys, *self._values):
-                tensor[holes, :, :used] = tensor[movers, :, :used]
+        for keys, values in zip(self._keys, self._values, strict=True):
+            if holes:
+                keys[holes], values[holes] = keys[movers], values[movers]
+            # A row whose numbers were not finite must not leave them to the next one here.
+            values[n_left : n_left + len(gone)] = 0
         self._changed()
 
     def _changed(self) -> None:

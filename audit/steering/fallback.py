@@ -40,18 +40,18 @@ def run(subject: Subject, request: Request, scales: Scales, *, observer: Observe
     size = plan_rows(subject.model, request).rows
     with steer(subject.model, subject.dictionary, writes, first=subject.model.first_content(request.prompt_ids)) as steering:
         while todo:
-            rows = [_Row(configuration, sample) for configuration, sample in todo[:size]]
+            rows, done = [_Row(configuration, sample) for configuration, sample in todo[:size]], set()
             try:
-                found = list(_Batch(subject.model, request, writes, steering, observer).run(rows))
+                for each in _Batch(subject.model, request, writes, steering, observer).run(list(rows)):
+                    done.add((each.configuration, each.sample))
+                    yield each
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                if size == 1:
+                if len(rows) == 1:
                     raise no_memory() from error
-                size = min(size, len(rows)) // 2
-                continue
-            todo = todo[size:]
-            yield from found
+                size = len(rows) // 2
+            todo = [each for each in todo if each not in done]
 
 
 def plan_rows(model: LanguageModel, request: Request) -> MemoryPlan:
@@ -80,6 +80,7 @@ class _Batch:
 
     def run(self, rows: list[_Row]) -> Iterator[Written]:
         """Write all of them."""
+        check_stop(self._observer)
         prompt = torch.tensor([self._request.prompt_ids], device=self._model.device).expand(len(rows), -1)
         self._steering.over_prompt(self._rows(rows))
         logits = self._logits(prompt)
@@ -112,7 +113,8 @@ class _Batch:
 
     def _logits(self, ids: Tensor) -> Tensor:
         """Logits after the last token, (rows, vocabulary); the cache grows by the tokens."""
-        logits: Tensor = self._model.hf(input_ids=ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+        with self._steering.resting():  # between passes nobody's forward pass is steered, whoever makes one
+            logits: Tensor = self._model.hf(input_ids=ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1).logits[:, -1]
         return logits
 
 

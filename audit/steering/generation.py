@@ -21,6 +21,7 @@ from audit.events import Observer, check_stop
 from audit.records import Attention, Treatment
 from audit.steering.ending import StopTexts, check_length, end_ids
 from audit.steering.layerwise import lacking
+from audit.steering.sampling import choose
 from audit.steering.strengths import Scales
 from audit.steering.treatments import render
 from audit.subject import LanguageModel, Subject
@@ -154,8 +155,6 @@ class Choosing:
 
     def choose(self, logits: Tensor, samples: list[int], steps: list[int]) -> list[int]:
         """Next token of every row."""
-        from audit.steering.sampling import choose
-
         drawn = self._uniforms[samples, steps]
         chosen: list[int] = choose(logits, drawn, self._request.temperature).tolist()
         return chosen

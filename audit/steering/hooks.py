@@ -88,10 +88,6 @@ class RowWrites:
         """Layers that some row writes to."""
         return tuple(sorted(self.writers))
 
-    def repeated(self, n: int) -> RowWrites:
-        """Every row n times in a row."""
-        return self.selected([row for row in range(len(self)) for _ in range(n)])
-
     def selected(self, rows: Sequence[int]) -> RowWrites:
         """Only these rows, any of them as often as it is named; −1 is an unsteered one."""
         made = self._each(lambda tensor: _taken(tensor, torch.tensor(rows, dtype=torch.long, device=tensor.device)))

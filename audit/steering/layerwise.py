@@ -22,6 +22,8 @@ from audit.subject.architecture import architecture_of
 _NAME = "ulterior_layerwise"
 _BLOCK = 1024
 """Tokens of the vocabulary that are unembedded together."""
+_BY_LENGTH = {"dynamic", "longrope"}
+"""Kinds of rotary positions that change with the length of a pass."""
 _FEW_ROWS = 16
 """Rows from which on blocks are faster."""
 
@@ -64,10 +66,19 @@ def lacking(model: LanguageModel) -> str:
     """Why a model cannot be run layer by layer; empty if it can."""
     if not architecture_of(model.architecture).stepwise:
         return f"'{model.architecture}' models have no adapter for running them layer by layer"
+    if kinds := _rope_types(model.hf.config.get_text_config()) & _BY_LENGTH:
+        return f"its rotary positions ({', '.join(sorted(kinds))}) depend on how long the longest row of a batch is"
     devices = {str(device) for device in (getattr(model.hf, "hf_device_map", None) or {}).values()}
     if len(devices) > 1:
         return f"the model is spread over several devices ({', '.join(sorted(devices))})"
     return ""
+
+
+def _rope_types(config: Any) -> set[str]:
+    """Kinds of rotary positions; some families have one for each kind of layer."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    found = [parameters, *parameters.values()]
+    return {str(each["rope_type"]) for each in found if isinstance(each, dict) and "rope_type" in each}
 
 
 class Layerwise:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,10 @@ PROMPT_TOKENS = 4096
 """Tokens of prompts read in one pass at most, unless one prompt has more."""
 _SHARE = 0.6
 """Of the free memory that a sweep may take: estimates are rough, and other programs live too."""
-_LIMITS = (("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),)
+_CONTAINERS = (Path("/sys/fs/cgroup"),)
 """Where a container's limit and use are written."""
+_LACKING = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
+"""Words of errors that say that memory could not be had, where their class does not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,8 +34,10 @@ class Need:
     """Most tokens of an answer."""
     n_rows: int
     """Rows in all, twins included."""
-    own_layers: tuple[int, ...] = ()
-    """Layers with keys and values of their own, one number a configuration that has any."""
+    n_samples: int = 1
+    """Rows that share a configuration's prompt."""
+    owners: tuple[int, ...] = ()
+    """Configurations that have keys and values of the prompt of their own, one number a layer."""
     frozen: bool = False
     """Whether some rows have twins, and the unsteered model's queries are kept."""
     unshared: bool = False
@@ -49,8 +54,8 @@ class MemoryPlan:
     """Rows and prompts that are held at a time."""
 
     rows: int
-    own: int
-    """Configurations with prompts of their own."""
+    owned: tuple[int, ...]
+    """Configurations with prompts of their own, one number a layer."""
     memory_bytes: int
     free_bytes: int
     """Before anything of it is taken."""
@@ -68,10 +73,20 @@ def free_bytes(device: torch.device) -> int:
 
 def _left_to_container() -> Sequence[int]:
     found = []
-    for limit, used in _LIMITS:
-        if Path(limit).is_file() and Path(used).is_file() and (text := Path(limit).read_text().strip()).isdigit():
-            found.append(max(0, int(text) - int(Path(used).read_text())))
+    for folder in _CONTAINERS:
+        limit, used, counts = (folder / name for name in ("memory.max", "memory.current", "memory.stat"))
+        if limit.is_file() and used.is_file() and (text := limit.read_text().strip()).isdigit():
+            # Files that were read are counted as used, and given up when memory is asked for.
+            lines = counts.read_text().splitlines() if counts.is_file() else []
+            cached = sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
+            found.append(max(0, int(text) - int(used.read_text()) + cached))
     return found
+
+
+def release_cached(device: torch.device) -> None:
+    """Give back what PyTorch keeps for itself on an accelerator."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def plan_memory(model: LanguageModel, need: Need, *, most: int | None = None, free: int | None = None) -> MemoryPlan:
@@ -86,20 +101,21 @@ def plan_memory(model: LanguageModel, need: Need, *, most: int | None = None, fr
     free = free_bytes(model.device) if free is None else free
     rows = max(need.least, min(need.n_rows, MAX_ROWS if most is None else most))
     while True:
-        own = min(len(need.own_layers), rows)
-        taken = _unshared(model, need, rows) if need.unshared else _shared(model, need, rows, own)
+        # Of some configurations a few rows are left while the next ones are begun.
+        own = 2 * math.ceil(rows / need.n_samples) + 1
+        owned = tuple(min(own, rows, n) for n in need.owners)
+        taken = _unshared(model, need, rows) if need.unshared else _shared(model, need, rows, owned)
         if taken <= _SHARE * free or rows == need.least:
-            return MemoryPlan(rows=rows, own=own, memory_bytes=taken, free_bytes=free)
+            return MemoryPlan(rows=rows, owned=owned, memory_bytes=taken, free_bytes=free)
         rows = max(need.least, rows // 2)
 
 
-def _shared(model: LanguageModel, need: Need, rows: int, own: int) -> int:
+def _shared(model: LanguageModel, need: Need, rows: int, owned: Sequence[int]) -> int:
     """What so many rows, and so many configurations' own prompts, take."""
     a_layer, size = _a_layer(model), _size(model)
     plain = need.n_prompt * model.n_layers * (a_layer + (model.d_heads * size if need.frozen else 0))
-    largest = sum(sorted(need.own_layers, reverse=True)[:own])
-    reading = max(need.n_prompt, min(PROMPT_TOKENS, need.n_prompt * max(1, own))) * _a_token(model)
-    return plain + largest * need.n_prompt * a_layer + rows * (_a_row(model, need) + _a_token(model)) + reading
+    reading = max(need.n_prompt, min(PROMPT_TOKENS, need.n_prompt * max(owned, default=1))) * _a_token(model)
+    return plain + sum(owned) * need.n_prompt * a_layer + rows * (_a_row(model, need) + _a_token(model)) + reading
 
 
 def _unshared(model: LanguageModel, need: Need, rows: int) -> int:
@@ -136,4 +152,4 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory could not be had; PyTorch says so on a CPU in words alone."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in ("can't allocate memory", "not enough memory"))
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _LACKING)

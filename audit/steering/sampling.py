@@ -34,6 +34,8 @@ def choose(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:
     """
     if temperature == 0:
         return logits.argmax(-1)
+    if logits.device.type == "mps":
+        logits = logits.cpu()  # it has no float64
     scaled = logits.float() / temperature
     weights = (scaled - scaled.amax(-1, keepdim=True)).exp_()
     blocks = torch.nn.functional.pad(weights, (0, -weights.shape[1] % _BLOCK)).view(len(weights), -1, _BLOCK)

@@ -21,8 +21,8 @@ from audit.steering.fallback import no_memory, written
 from audit.steering.generation import Choosing, Request, Written
 from audit.steering.hooks import RowWrites, Steering, compile_rows, steer
 from audit.steering.layerwise import Layerwise
-from audit.steering.memory import PROMPT_TOKENS, MemoryPlan, Need, is_out_of_memory, plan_memory
-from audit.steering.prompts import Entry, Prompt
+from audit.steering.memory import PROMPT_TOKENS, MemoryPlan, Need, is_out_of_memory, plan_memory, release_cached
+from audit.steering.prompts import ADDED_LAST, Entry, Prompt
 from audit.steering.strengths import Scales
 from audit.subject import Subject
 
@@ -57,6 +57,16 @@ class Job:
             return whole
         return max((entry.layer + 1 for entry in self.entries if entry is not None), default=whole)
 
+    @property
+    def first_own(self) -> tuple[int, ...]:
+        """The first layer where each configuration has keys and values of its own; the number of layers where it has none."""
+        later = self.subject.dictionary.output_hook != "resid_pre"
+        return tuple(self.runner.n_layers if entry is None else entry.layer + later for entry in self.entries)
+
+    def again(self, entry: Entry) -> int:
+        """The first layer that is run again for a configuration."""
+        return entry.layer + (self.subject.dictionary.output_hook in ADDED_LAST)
+
     def prompt(self, *, whole: bool = False) -> Prompt:
         """The prompt as the unsteered model reads it; inside ``Layerwise.attending``."""
         return Prompt(
@@ -77,7 +87,8 @@ class Job:
             n_prompt=len(self.request.prompt_ids),
             n_new=self.request.n_new,
             n_rows=rows,
-            own_layers=tuple(self.runner.n_layers - entry.layer for entry in self.entries if entry is not None),
+            n_samples=self.request.n_samples,
+            owners=tuple(sum(first <= layer for first in self.first_own) for layer in range(self.runner.n_layers)),
             frozen=any(self.frozen),
         )
 
@@ -114,19 +125,24 @@ def run(subject: Subject, request: Request, scales: Scales, *, observer: Observe
     """
     job = job_of(subject, request, scales)
     line = deque((configuration, sample) for configuration in range(len(request.treatments)) for sample in range(request.n_samples))
-    plan = plan_memory(subject.model, job.need, most=request.rows)
+    most = request.rows
     while line:
-        schedule = _Schedule(job, line, plan, observer)
+        plan = plan_memory(subject.model, job.need, most=most)
+        schedule, failed = _Schedule(job, line, plan, observer), False
         try:
             yield from schedule.run()
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            if plan.rows <= job.need.least:
-                raise no_memory() from error
-            line.extendleft(reversed(schedule.under_way()))
-            plan = plan_memory(subject.model, job.need, most=plan.rows // 2)
-        del schedule  # its tensors
+            failed = True
+        yield from schedule.ended()
+        line.extendleft(reversed(schedule.under_way()))
+        if failed and plan.rows <= job.need.least:
+            raise no_memory()
+        most = plan.rows // 2 if failed else most
+        # What it held must be free before the next plan asks what is.
+        del schedule
+        release_cached(subject.model.device)
 
 
 class _Schedule:
@@ -146,10 +162,16 @@ class _Schedule:
         self._logits: dict[int, list[Tensor]] = {}  # of rows under way, by identity, where they are kept
         self._admitting: list[tuple[int, int]] = []
         self._rows: list[Row] = []
+        self._written: deque[Written] = deque()
 
     def under_way(self) -> list[tuple[int, int]]:
         """Rows that were begun and have not ended."""
-        return [*((row.configuration, row.sample) for row in self._rows), *self._admitting]
+        return [*((row.configuration, row.sample) for row in self._rows if not row.ended), *self._admitting]
+
+    def ended(self) -> Iterator[Written]:
+        """Rows that have ended, each handed on once."""
+        while self._written:
+            yield self._written.popleft()
 
     def run(self) -> Iterator[Written]:
         """Write every row of the line."""
@@ -161,13 +183,11 @@ class _Schedule:
                 # Between passes nobody's forward pass is steered, whoever makes one.
                 with job.runner.attending(), steering.resting():
                     if self._should_refill(decoder):
-                        rows, logits = self._admit(prompt, decoder, steering)
-                    else:
-                        rows, logits = _of_rows(decoder)
-                ended = self._choose(rows, logits)
-                self._leave([row for row, *_ in ended], decoder)
-                for row, by_itself, stopped_by in ended:
-                    yield written(row.configuration, row.sample, row.tokens, by_itself, stopped_by, self._logits.pop(id(row), ()))
+                        self._take(decoder)
+                    rows, logits = self._admit(prompt, decoder, steering) if self._admitting else _of_rows(decoder)
+                self._choose(rows, logits)
+                self._leave([row for row in rows if row.ended], decoder)
+                yield from self.ended()
 
     def _begin(self, steering: Steering) -> tuple[Prompt, Decoder]:
         job, plan = self._job, self._plan
@@ -175,15 +195,14 @@ class _Schedule:
         with job.runner.attending(), steering.resting():
             steering.over_prompt(None)
             prompt = job.prompt()
-            return prompt, Decoder(job.runner, prompt, job.writes, steering, n_rows=plan.rows, n_own=plan.own, n_new=job.request.n_new)
+            return prompt, Decoder(job.runner, prompt, job.writes, steering, n_rows=plan.rows, owned=plan.owned, n_new=job.request.n_new)
 
     def _should_refill(self, decoder: Decoder) -> bool:
         free = self._plan.rows - len(decoder.rows)
         return bool(self._line) and (not self._rows or free >= max(self._job.need.least, int(_REFILL * self._plan.rows)))
 
     def _admit(self, prompt: Prompt, decoder: Decoder, steering: Steering) -> tuple[list[Row], Tensor]:
-        """Begin as many rows as there is room for; gives them with the logits after their prompts."""
-        self._take(decoder)
+        """Begin the rows that were taken; gives them with the logits after their prompts."""
         self._read_prompts(prompt, decoder, steering)
         begun = [self._begun(configuration, sample) for configuration, sample in self._admitting]
         logits = torch.stack([self._starts[row.configuration] for row in begun])
@@ -195,15 +214,17 @@ class _Schedule:
 
     def _take(self, decoder: Decoder) -> None:
         """Take rows from the head of the line while there are slots for them and for their prompts."""
-        free, held = self._plan.rows - len(decoder.rows), decoder.owners
+        free, held, n_held = self._plan.rows - len(decoder.rows), decoder.owners, list(decoder.held)
         while self._line:
             configuration, _ = self._line[0]
             takes = 1 + self._job.frozen[configuration]
-            is_new = self._job.entries[configuration] is not None and configuration not in held
-            if takes > free or (is_new and len(held) >= max(1, self._plan.own)):
+            own = range(self._job.first_own[configuration], len(n_held)) if configuration not in held else range(0)
+            if takes > free or any(n_held[layer] >= self._plan.owned[layer] for layer in own):
                 return
+            for layer in own:
+                n_held[layer] += 1
             free -= takes
-            held |= {configuration} if is_new else set()
+            held.add(configuration)
             self._admitting.append(self._line.popleft())
 
     def _begun(self, configuration: int, sample: int) -> Row:
@@ -234,9 +255,8 @@ class _Schedule:
                 decoder.keep(some, steered)
                 self._starts |= dict(zip(some, steered.logits, strict=True))
 
-    def _choose(self, rows: Sequence[Row], logits: Tensor) -> list[tuple[Row, bool, str]]:
-        """Give every row its next token; gives those that have ended, whether by themselves, and by which stop text."""
-        ended: list[tuple[Row, bool, str]] = []
+    def _choose(self, rows: Sequence[Row], logits: Tensor) -> None:
+        """Give every row its next token; what has ended is kept to be handed on, whatever happens next."""
         chosen = self._choosing.choose(logits, [row.sample for row in rows], [len(row.tokens) for row in rows])
         for place, (row, token) in enumerate(zip(rows, chosen, strict=True)):
             row.tokens.append(token)
@@ -244,8 +264,9 @@ class _Schedule:
                 self._logits.setdefault(id(row), []).append(logits[place].float().clone())
             by_itself, stopped_by = self._choosing.ending(row.tokens)
             if by_itself or len(row.tokens) == self._job.request.n_new:
-                ended.append((row, by_itself, stopped_by))
-        return ended
+                kept = self._logits.pop(id(row), ())
+                self._written.append(written(row.configuration, row.sample, row.tokens, by_itself, stopped_by, kept))
+                row.ended = True
 
     def _leave(self, ended: Sequence[Row], decoder: Decoder) -> None:
         if not ended:

@@ -26,7 +26,11 @@ from audit.subject import Subject
 STEP = "steering"
 Item = TypeVar("Item")
 CHUNK = 64
-"""Rollouts that are kept together at most: what is lost, beside what is under way, when a run is stopped."""
+"""Rollouts that are kept together at most, unless one cell has more: what is lost, beside what is under way, when a run is stopped."""
+SAMPLES = 1024
+"""Rollouts of a cell on one prompt that are kept together at most: they share what is read of it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk:
     """A unit of work: some cells and samples of one prompt."""
@@ -44,7 +48,7 @@ class Chunk:
 
 
 def chunks(plan: SweepPlan, scenario: Scenario) -> tuple[Chunk, ...]:
-    """Divide a plan into chunks of at most ``CHUNK`` rollouts, as even as can be, variant by variant.
+    """Divide a plan into chunks of about ``CHUNK`` rollouts, as even as can be, variant by variant.
 
     Args:
         plan: what to run.
@@ -58,7 +62,7 @@ def chunks(plan: SweepPlan, scenario: Scenario) -> tuple[Chunk, ...]:
         for prompt in PromptKind:
             scenario.variant(variant, prompt)
             cells = [cell for cell in plan.cells if cell.prompt is prompt]
-            for samples in _evenly(range(plan.samples_per_variant), CHUNK):
+            for samples in _evenly(range(plan.samples_per_variant), SAMPLES):
                 for block in _evenly(cells, max(1, CHUNK // len(samples))):
                     found.append(Chunk(index=len(found), prompt=prompt, variant=variant, cells=tuple(block), samples=tuple(samples)))
     return tuple(found)

@@ -20,6 +20,13 @@ def test_what_is_lacking_is_said(tiny_subject: Subject, monkeypatch: pytest.Monk
     assert lacking(model) == ""
     monkeypatch.setattr(model.hf, "hf_device_map", {"model.layers.0": "cpu", "model.layers.1": "disk"}, raising=False)
     assert "several devices (cpu, disk)" in lacking(model)
+    monkeypatch.delattr(model.hf, "hf_device_map")
+    by_kind = {"full_attention": {"rope_type": "longrope"}, "sliding_attention": {"rope_type": "default"}}
+    for parameters in ({"rope_type": "dynamic"}, by_kind):
+        monkeypatch.setattr(model.hf.config, "rope_parameters", parameters)
+        assert "depend on how long" in lacking(model)
+    monkeypatch.setattr(model.hf.config, "rope_parameters", {"rope_type": "llama3"})
+    assert lacking(model) == ""
     monkeypatch.setattr(layerwise, "architecture_of", lambda name: architectures()["gpt2"])
     assert "no adapter" in lacking(model)
 

@@ -3,16 +3,18 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from audit.errors import PreflightError, UsageError
+from audit.errors import PreflightError, SubjectError, UsageError
 from audit.events import SilentObserver
 from audit.records import ArmKind, Attention, Cell, FeatureId, Positions, PromptKind, Ranking, SweepPlan, Treatment
 from audit.scenario import Scenario
-from audit.steering import generation, preflight
+from audit.steering import generation, preflight, prompts
+from audit.steering.generation import Request
 from audit.steering.hooks import Steering
 from audit.steering.layerwise import Layerwise
 from audit.steering.plan import plan_sweep
@@ -173,6 +175,54 @@ def test_spans_far_into_the_answer_are_seen_and_those_behind_it_are_named(
     found = check(tiny_subject, of(plan, at(n + 3, n + 4)), scenario, measured, observer=SilentObserver())
     assert found.full_dose_min_difference > 0
     assert found.firings_per_token == 1
-    beyond = at(n + plan.max_new_tokens, n + 50)
+    beyond = at(n + plan.max_new_tokens - 1, n + 50)  # the last token of an answer is not read any more
     with pytest.raises(PreflightError, match=f"'{re.escape(render(beyond))}': the prompt has {n} tokens and the answer at most 6"):
         check(tiny_subject, of(plan, beyond), scenario, measured, observer=SilentObserver())
+
+
+def test_a_prompt_read_in_short_otherwise_than_in_full_is_found(
+    tiny_subject: Subject, scenario: Scenario, measured: Scales, plan: SweepPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What nothing is written to is computed in full; the way of a sweep is held against transformers."""
+    last = prompts._Last.attend
+    monkeypatch.setattr(prompts._Last, "attend", lambda self, *args: last(self, *args) * 1.1)
+    with pytest.raises(PreflightError, match="does not compute what transformers does"):
+        check(tiny_subject, plan, scenario, measured, observer=SilentObserver())
+
+
+@pytest.mark.parametrize("when", [1, 2])
+def test_when_memory_runs_out_fewer_treatments_are_checked_at_a_time(
+    tiny_subject: Subject, scenario: Scenario, measured: Scales, plan: SweepPlan, monkeypatch: pytest.MonkeyPatch, when: int
+) -> None:
+    measure, sizes = preflight._measure, []
+    whole = check(tiny_subject, plan, scenario, measured, observer=SilentObserver())
+
+    def failing(subject: Subject, request: Request, *rest: Any) -> Any:
+        sizes.append(len(request.treatments))
+        if len(sizes) == when:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return measure(subject, request, *rest)
+
+    monkeypatch.setattr(preflight, "_measure", failing)
+    found = check(tiny_subject, plan, scenario, measured, observer=SilentObserver())
+    assert found.full_dose_min_difference == pytest.approx(whole.full_dose_min_difference, rel=1e-4)
+    assert sum(sizes) - sizes[when - 1] == sum(len(treatments) for _, treatments in preflight._work(plan))
+    assert max(sizes[when : when + 2]) <= -(-sizes[when - 1] // 2)
+
+
+def test_a_treatment_that_does_not_fit_alone_is_said(
+    tiny_subject: Subject, scenario: Scenario, measured: Scales, plan: SweepPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(preflight, "_measure", full)
+    with pytest.raises(SubjectError, match="Out of memory"):
+        check(tiny_subject, plan, scenario, measured, observer=SilentObserver())
+
+
+def test_frozen_treatments_alone_are_not_held_against_transformers(
+    tiny_subject: Subject, scenario: Scenario, measured: Scales, plan: SweepPlan
+) -> None:
+    frozen = of(plan, additive(tiny_subject.dictionary, "clt/0/7", 0.5, attention=Attention.FROZEN))
+    assert check(tiny_subject, frozen, scenario, measured, observer=SilentObserver()).engine_max_difference is None

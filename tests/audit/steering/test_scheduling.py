@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from audit.errors import SubjectError
 from audit.events import SilentObserver
-from audit.records import Attention, FeatureId, Positions, Treatment
+from audit.records import Attention, FeatureId, Positions, StrengthUnit, Treatment
 from audit.steering import fallback, memory, scheduling
 from audit.steering.decoding import Decoder
 from audit.steering.generation import Engine, Request, generate
@@ -230,3 +232,113 @@ def test_as_many_rows_as_fit_are_written_at_a_time(ask: Ask, monkeypatch: pytest
     monkeypatch.setattr(memory, "free_bytes", lambda device: 0)
     ask((None, None, None))
     assert set(rows) == {1}
+
+
+@pytest.mark.parametrize("where", ["release", "_share", "keep", "admit"])
+@pytest.mark.parametrize("when", [1, 3])
+def test_memory_that_runs_out_between_passes_loses_nothing(
+    ask: Ask, cells: tuple[Treatment | None, ...], monkeypatch: pytest.MonkeyPatch, where: str, when: int
+) -> None:
+    """Answers that ended in the same step are handed on, and none of them twice."""
+    expected, calls, method = ask(cells), Counter[str](), getattr(Decoder, where)
+
+    def failing(self: Decoder, *args: Any) -> Any:
+        calls["all"] += 1
+        if calls["all"] == when:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return method(self, *args)
+
+    monkeypatch.setattr(Decoder, where, failing)
+    assert ask(cells, 16) == expected
+    assert calls["all"] > when
+
+
+def test_memory_that_runs_out_while_tokens_are_chosen_loses_nothing(
+    ask: Ask, cells: tuple[Treatment | None, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from audit.steering.generation import Choosing
+
+    expected, calls, ending = ask(cells), Counter[str](), Choosing.ending
+
+    def failing(self: Choosing, token_ids: list[int]) -> tuple[bool, str]:
+        calls["all"] += 1
+        if calls["all"] in (7, 40):
+            raise MemoryError
+        return ending(self, token_ids)
+
+    monkeypatch.setattr(Choosing, "ending", failing)
+    assert ask(cells, 16) == expected
+
+
+def test_what_failed_is_free_before_it_is_asked_what_is(
+    ask: Ask, cells: tuple[Treatment | None, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: list[int] = []
+    made: list[Any] = []
+    init, step, plan = Decoder.__init__, Decoder.step, memory.plan_memory
+
+    def noted(self: Decoder, *args: Any, **options: Any) -> None:
+        made.append(weakref.ref(self))
+        init(self, *args, **options)
+
+    def once(self: Decoder) -> Tensor:
+        if len(made) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return step(self)
+
+    def counted(*args: Any, **options: Any) -> Any:
+        alive.append(sum(each() is not None for each in made))
+        return plan(*args, **options)
+
+    monkeypatch.setattr(Decoder, "__init__", noted)
+    monkeypatch.setattr(Decoder, "step", once)
+    monkeypatch.setattr(scheduling, "plan_memory", counted)
+    ask(cells, 16)
+    assert alive == [0, 0]
+
+
+@pytest.mark.parametrize("n", [5, 9])
+def test_the_other_engines_last_rows_may_run_out_of_memory_too(ask: Ask, monkeypatch: pytest.MonkeyPatch, n: int) -> None:
+    expected, batches, run = ask((None,) * n), [], fallback._Batch.run
+
+    def failing(self: Any, rows: list[Any]) -> Any:
+        batches.append(len(rows))
+        if len(batches) == 2:
+            raise MemoryError
+        return run(self, rows)
+
+    monkeypatch.setattr(fallback._Batch, "run", failing)
+    assert ask((None,) * n, 4 * n - 2, "transformers") == expected
+    assert batches == [4 * n - 2, 2, 1, 1]
+
+
+def test_numbers_that_are_not_finite_stay_in_their_own_row(ask: Ask, tiny_subject: Subject) -> None:
+    dictionary = tiny_subject.dictionary
+    broken = additive(dictionary, "clt/0/7", 3e38, unit=StrengthUnit.ABSOLUTE)
+    sound = (additive(dictionary, "clt/1/7", 1), None, additive(dictionary, "clt/0/4", -1, positions=Positions.GENERATED), None)
+    expected = ask(sound)
+    for rows in (3, 5, 7):
+        found = ask((broken, *sound, broken, broken), rows)
+        assert {(configuration - 1, k): tokens for (configuration, k), tokens in found.items() if 1 <= configuration <= 4} == expected
+
+
+def test_prompts_wait_for_room_where_few_of_them_are_held(
+    ask: Ask, cells: tuple[Treatment | None, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, held = memory.plan_memory, []
+    keep = Decoder.keep
+
+    def tight(*args: Any, **options: Any) -> Any:
+        return replace(plan(*args, **options), owned=(1, 1, 1))
+
+    def counted(self: Decoder, *args: Any) -> None:
+        keep(self, *args)
+        held.append(max(self.held))
+
+    monkeypatch.setattr(scheduling, "plan_memory", tight)
+    monkeypatch.setattr(Decoder, "keep", counted)
+    steered = tuple(cell for cell in cells if cell is not None)
+    expected = ask(steered, 12)
+    assert set(held) <= {0, 1}
+    monkeypatch.undo()
+    assert ask(steered, 12) == expected
