@@ -55,3 +55,16 @@ def test_it_can_be_stopped_and_tells_how_far_it_is(tiny_subject: Subject, scenar
     with pytest.raises(Interrupted):
         unsteered(tiny_subject, scenario, measured, n_rollouts=6, seed=0, observer=observer)
     assert observer.seen == [StepProgress("scenario", done, 6, "unsteered rollouts") for done in (0, 2)]
+
+
+def test_a_stop_text_ends_them_as_it_ends_a_sweeps(tiny_subject: Subject, scenario: Scenario, measured: Scales) -> None:
+    model = tiny_subject.model
+    free = unsteered(tiny_subject, scenario, measured, n_rollouts=6, seed=3, observer=SilentObserver())
+    words = [word for each in free for word in model.decode(each.token_ids).split()[1:3]]
+    stop = max(set(words), key=words.count)
+    stopping = scenario.model_copy(update={"stop": (stop,)})
+    stopped = unsteered(tiny_subject, stopping, measured, n_rollouts=6, seed=3, observer=SilentObserver())
+    assert sum(len(each.token_ids) for each in stopped) < sum(len(each.token_ids) for each in free)
+    for one, other in zip(free, stopped, strict=True):
+        assert one.token_ids[: len(other.token_ids)] == other.token_ids
+        assert stop not in model.decode(other.token_ids[:-1])
