@@ -95,13 +95,12 @@ def _show(plan: SweepPlan, cost: SweepCost) -> None:
 
 def _lines(cost: SweepCost) -> Sequence[tuple[str, str]]:
     why = f": {cost.engine_reason}" if cost.engine_reason else ""
-    needed = f"{size(cost.memory_bytes)} beside the model" if cost.memory_bytes else "not counted for this engine"
     return (
         ("configurations", f"{cost.n_configurations:,}"),
         ("rollouts", f"{cost.n_rollouts:,}, {_rows(cost.rows)} at a time"),
         ("prompt tokens", f"{cost.prompt_tokens:,} computed; {cost.prompt_tokens_unshared:,} without reuse"),
         ("generated tokens", f"{cost.generated_tokens:,} at most"),
-        ("memory", f"{needed}; {size(cost.free_bytes)} free"),
+        ("memory", f"{size(cost.memory_bytes)} beside the model; {size(cost.free_bytes)} free"),
         ("engine", f"{cost.engine}{why}"),
         ("time", f"about {duration(cost.seconds)} here, from a timed probe"),
     )

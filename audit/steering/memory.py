@@ -13,7 +13,9 @@ import torch
 from audit.subject import LanguageModel
 
 MAX_ROWS = 256
-"""Rows decoded at a time at most: beyond it a step is no quicker a row."""
+"""Rows decoded at a time at most on a CPU: beyond it a step is no quicker a row."""
+MAX_ROWS_ACCELERATED = 1024
+"""The same on an accelerator, where a step of few rows takes as long as one of many."""
 PROMPT_TOKENS = 4096
 """Tokens of prompts read in one pass at most, unless one prompt has more."""
 _SHARE = 0.6
@@ -95,11 +97,12 @@ def plan_memory(model: LanguageModel, need: Need, *, most: int | None = None, fr
     Args:
         model: the model.
         need: what is asked for.
-        most: rows that the caller allows; None for ``MAX_ROWS``.
+        most: rows that the caller allows; None for what is usual on the device.
         free: bytes that are free; None to ask the device.
     """
     free = free_bytes(model.device) if free is None else free
-    rows = max(need.least, min(need.n_rows, MAX_ROWS if most is None else most))
+    usual = MAX_ROWS if model.device.type == "cpu" else MAX_ROWS_ACCELERATED
+    rows = max(need.least, min(need.n_rows, usual if most is None else most))
     while True:
         # Of some configurations a few rows are left while the next ones are begun.
         own = 2 * math.ceil(rows / need.n_samples) + 1
