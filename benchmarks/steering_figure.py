@@ -103,7 +103,7 @@ def _cell(found: Measured, positions: str, sizes: str = "P1024 N4 C16", share: i
 
 
 def _times(value: float) -> str:
-    return f"{value:.0f}" if value >= 10 else f"{value:.1f}" if value >= 2 else f"{value:.2f}"
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 2 else f"{value:.2f}"
 
 
 def _main(found: Measured) -> str:
