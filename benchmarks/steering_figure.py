@@ -125,7 +125,17 @@ def _main(found: Measured) -> str:
         f"{some['configurations']} steering vectors at half the depth, {some['samples']} samples each and {some['new_tokens']} new tokens, "
         f"the {rows} continuations take {' and '.join(words)}; {_share(same)} of the tokens are the loop's."
         + (f" With the vectors at other depths it is as many times as fast: {', '.join(depth)}." if depth else "")
+        + "".join(_larger(found, sizes, words) for sizes, words in LARGER.items())
     )
+
+
+LARGER = {"P1024 N16 C16": "with 16 samples", "P3072 N4 C16": "with a prompt of 3,072 tokens"}
+"""Sizes beside the main ones that the README names."""
+
+
+def _larger(found: Measured, sizes: str, words: str) -> str:
+    cells = {positions: cell for positions in POSITIONS if (cell := _cell(found, positions, sizes))}
+    return f" At half the depth {words}: {', '.join(f'{_times(reached(cell))} ({name})' for name, cell in cells.items())}." if cells else ""
 
 
 def _beside(found: Measured) -> str:
@@ -159,7 +169,8 @@ def _flat(found: Measured) -> str:
 
 def _losses(found: Measured) -> str:
     """Every cell below its target, and every one that is slower than the loop."""
-    cells = sorted(below(found), key=_order)
+    repeated = [key for key in found["cells"] if key.endswith(" peers") and key.removesuffix(" peers") in found["cells"]]
+    cells = sorted(below({"cells": {key: cell for key, cell in found["cells"].items() if key not in repeated}}), key=_order)
     missed = [f"{_label(cell)}, {cell['positions']}: {_times(reached(cell))} of {cell['target']:g}" for cell in cells if cell["target"]]
     slower = [f"{_label(cell)}, {cell['positions']}: {_times(reached(cell))}" for cell in cells if not cell["target"]]
     n_aimed = sum(1 for cell in found["cells"].values() if cell["target"])
